@@ -1,0 +1,65 @@
+# Works with GNU make and a Python that has venv; everything else comes from PyPI into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format-check lint layers mypy pyright user-types format bench clean
+
+help:
+	@echo "make demo     run the shop: services that never learn who listens"
+	@echo "make test     run the tests"
+	@echo "make check    format, lint, layers, types (make -k check goes on after a failure)"
+	@echo "make format   format the code and sort its imports"
+	@echo "make bench    measure, and write bench.json"
+	@echo "make clean    remove what these commands made, .venv included"
+
+# The stamp is what makes the environment new when pyproject.toml changes. It is touched last, so that an installation
+# that was broken off is made again.
+.venv/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Everlog needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
+
+demo: .venv/.installed
+	$(BIN)/python examples/shop/demo.py
+
+test: .venv/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format-check lint layers mypy pyright user-types
+
+format-check: .venv/.installed
+	$(BIN)/ruff format --check .
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+
+layers: .venv/.installed
+	$(BIN)/lint-imports
+
+mypy: .venv/.installed
+	$(BIN)/mypy
+
+pyright: .venv/.installed
+	$(BIN)/pyright
+
+# Typed code as users write it: what is right passes, and each seeded mistake is reported, by both checkers.
+user-types: .venv/.installed
+	$(BIN)/python typing_checks/check.py
+
+format: .venv/.installed
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# `.everlog` stays: it may hold somebody's events.
+clean:
+	rm -rf .venv build dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""Time, as a parameter: everything that waits or stamps is given a `Clock`, so that a test can move it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock(Protocol):
+    """The two times of a machine, and waiting."""
+
+    def wall_us(self) -> int:
+        """Return the wall time in microseconds since 1970-01-01 UTC; it can jump."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Return seconds since the machine's boot (CLOCK_MONOTONIC): the same number in each process of one boot."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` of the monotonic time."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def wall_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def to_datetime(time_us: int) -> datetime:
+    """Return the moment as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=time_us)
+
+
+def to_us(moment: datetime) -> int:
+    """Return microseconds since 1970-01-01 UTC.
+
+    Raises:
+        ValueError: `moment` has no time zone, so it names no moment.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"expected a datetime with a time zone, found {moment!r}: add tzinfo=UTC if that is what it means")
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,1 @@
+"""What the log and the store of one engine share."""

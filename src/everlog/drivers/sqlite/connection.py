@@ -1,0 +1,187 @@
+"""Opening a SQLite file so that nothing acknowledged is lost: what is checked before, what is set, what is read back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import apsw
+import apsw.sqlite_extra
+
+from everlog.errors import EverlogError, FileDamaged, FileNewer, FilePlace, FileStrange
+
+_HEADER: Final = b"SQLite format 3\x00"
+_BUSY_TIMEOUT_MS: Final = 10_000
+_PAGE_BYTES: Final = 4_096
+_NETWORK_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs", "gfs", "ocfs", "vboxsf", "davfs", "sshfs")
+_CHECKSUM_VFS: Final = "cksmvfs"  # the name under which SQLite's cksumvfs registers itself
+_open_files: weakref.WeakKeyDictionary[apsw.Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Which file each open connection of this process has, as device and inode."""
+_open_files_lock: Final = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file is: its mark in the header, and the tables of a new one."""
+
+    name: str
+    application_id: int
+    version: int
+    tables: str
+
+
+def check_place(path: Path) -> None:
+    """Refuse what SQLite cannot keep its promises on; make the folder, for its owner alone.
+
+    Raises:
+        FilePlace: The platform, the folder or its file system is not one that it works on.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise FilePlace(f"the embedded log and store run on Linux and macOS, found {sys.platform}: use a server's URL instead")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FilePlace(f"cannot make the folder {path.parent}: {error.strerror}: choose another place with --log-url or --store-url") from error
+    system = _file_system(path.parent)
+    if any(system.startswith(name) for name in _NETWORK_SYSTEMS):
+        raise FilePlace(f"{path.parent} is on {system}, where file locks and syncs are not kept: choose a local disk")
+    for found in (path.parent, path):
+        if found.exists() and not os.access(found, os.R_OK | os.W_OK):
+            raise FilePlace(f"no permission to read and write {found}: run as its owner, or choose another place")
+
+
+def _file_system(folder: Path) -> str:
+    """Return the name of the file system that `folder` is on; empty where the system does not say."""
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.exists():
+        return ""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == wanted:
+            return after.split()[0]
+    return ""
+
+
+def check_header(path: Path, kind: Kind) -> bool:
+    """Return whether the file is new or empty; refuse one that is not ours, before SQLite touches it.
+
+    Read with `os.open`, and only before this process's first connection: closing any descriptor of the file drops the locks that
+    SQLite holds in this process, and opening a strange file with SQLite already changes it.
+
+    Raises:
+        FileStrange, FileNewer, FileDamaged: It is not a file of this kind that this Everlog reads.
+    """
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISREG(info.st_mode):
+        raise FileStrange(f"{path} is not a file: expected a {kind.name} of Everlog")
+    with _open_files_lock:
+        if (info.st_dev, info.st_ino) in _open_files.values():
+            return info.st_size == 0
+    wal = path.with_name(path.name + "-wal")
+    if info.st_size == 0:
+        if wal.exists() and wal.stat().st_size > 0:
+            raise FileDamaged(f"{path} is empty, but {wal.name} beside it is not: restore the {kind.name} from a backup")
+        return True
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.pread(fd, 100, 0)
+    finally:
+        os.close(fd)
+    if len(head) < 100 or not head.startswith(_HEADER):
+        raise FileStrange(f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched")
+    version, application_id = int.from_bytes(head[60:64], "big"), int.from_bytes(head[68:72], "big")
+    if application_id == 0 and version == 0 and path.with_name(path.name + "-journal").exists():
+        return False  # killed while it was made: SQLite rolls it back
+    if application_id != kind.application_id:
+        raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
+    if version > kind.version:
+        raise FileNewer(f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched")
+    return False
+
+
+def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> apsw.Connection:
+    """Return a connection with every promise set and read back; `None` opens a database in memory.
+
+    Args:
+        path: The file; its header was checked.
+        kind: What it is.
+        create: Make the tables, where there are none.
+        writes: Without it, the connection refuses to change anything.
+    """
+    load_checksums()
+    if path is None:
+        connection = apsw.Connection(":memory:", vfs="memdb")
+        connection.execute(kind.tables).fetchall()
+        return connection
+    if create and not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite gives its side files the same mode
+    connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=_CHECKSUM_VFS)
+    info = path.stat()
+    with _open_files_lock:
+        _open_files[connection] = (info.st_dev, info.st_ino)
+    connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").get
+    if create and is_empty:
+        connection.pragma("page_size", _PAGE_BYTES)
+        connection.reserve_bytes(reserve=8)  # room for the page checksums; cannot be set later, and is undone if auto_vacuum comes first
+        connection.pragma("auto_vacuum", 2)  # incremental: retention gives pages back; cannot be set later either
+        # In rollback mode, so that the mark is in the file's own header as soon as there is one, and not in the WAL alone.
+        connection.pragma("journal_mode", "delete")
+        connection.pragma("synchronous", "extra")
+        with connection:
+            connection.execute(kind.tables).fetchall()
+            connection.pragma("application_id", kind.application_id)
+            connection.pragma("user_version", kind.version)
+    wanted: dict[str, object] = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "checkpoint_fullfsync": int(sys.platform == "darwin"),
+        "fullfsync": int(sys.platform == "darwin"),
+        "cell_size_check": 1,
+        "trusted_schema": 0,
+        "query_only": int(not writes),
+        "mmap_size": 0,
+    }
+    for name, value in wanted.items():
+        connection.pragma(name, value)
+        found: object = connection.pragma(name)
+        if found != value:
+            raise FilePlace(f"{path}: expected PRAGMA {name}={value}, SQLite says {found!r}: the place cannot keep what is written")
+    if connection.reserve_bytes() != 8 or not connection.pragma("checksum_verification"):
+        raise FileDamaged(f"{path}: its pages carry no checksums: restore the {kind.name} from a backup")
+    return connection
+
+
+def disconnect(connection: apsw.Connection) -> None:
+    """Close a connection; the last one of all processes moves the WAL into the file."""
+    with contextlib.suppress(apsw.Error):
+        connection.close()
+    with _open_files_lock:
+        _open_files.pop(connection, None)
+
+
+def load_checksums() -> None:
+    """Make the checksum VFS known to this process. Idempotent."""
+    if _CHECKSUM_VFS not in apsw.vfs_names():
+        loader = apsw.Connection(":memory:")
+        apsw.sqlite_extra.load(loader, "cksumvfs")
+        loader.close()
+
+
+def translate(error: apsw.Error, path: Path | None) -> EverlogError | None:
+    """Return the damage that an error of SQLite stands for; ``None`` where it stands for none."""
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+        return FileDamaged(f"{path}: SQLite found it damaged ({error}): nothing was skipped; restore it from a backup")
+    return None

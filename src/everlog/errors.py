@@ -1,0 +1,229 @@
+"""Every error that Everlog raises, in one tree.
+
+EverlogError
+├── DeclarationError           a topic, event, state or handler is declared wrongly (raised at import)
+├── StartRefused               `run` or `connect` will not start; nothing was changed
+│   ├── UnknownAdapter         no adapter answers to the scheme of a URL
+│   ├── FeatureMissing         the log or the store cannot honour what the app needs
+│   ├── TopicMismatch          the log holds the topic with other settings
+│   ├── SchemaMismatch         the log holds another schema under the same type and version
+│   ├── SubscriptionMissing    the store holds a subscription that the code no longer has
+│   ├── StartUndecided         much history is waiting and nobody said whether to handle it
+│   ├── WrongLog               the progress in the store belongs to another log
+│   └── StoreReplaced          the store is older than, or another than, what the log remembers
+├── EventRefused               an event breaks its contract; nothing was stored
+│   ├── KeyRefused             the key field holds what cannot be a key
+│   ├── EventTooLarge          more than 1,000,000 bytes of data, or too many events in one call
+│   └── NotInHandler           `publish` was called where `return` or `tx.publish` belongs
+├── PublishUnknown             the answer of the log was lost; `retry()` is safe
+├── LogError                   the log did not do what it was asked
+│   ├── TopicMissing           the topic does not exist
+│   ├── LogReadOnly            no room or no permission; nothing was stored and reading goes on
+│   ├── SequenceReused         a producer sent other bytes under a number that is taken
+│   └── StreamConflict         the stream has moved on since it was read
+├── StoreError                 the store did not do what it was asked
+│   ├── StoreReadOnly          no room or no permission; nothing was stored
+│   └── LeaseLost              another process owns the slot now; nothing was stored
+├── FileError                  a file of the embedded log or store cannot be used
+│   ├── FileStrange            it is not a file of Everlog, or not of the kind asked for
+│   ├── FileNewer              a newer Everlog wrote it
+│   ├── FileDamaged            bytes are missing or changed; nothing was skipped in silence
+│   └── FilePlace              the place cannot hold it: a network file system, a missing permission
+├── PositionRefused            a position token is damaged or belongs to another log
+├── TxClosed                   `tx` was used after its handler had ended
+├── TxRefused                  a handler asked `tx` for what it may not do
+├── HandlerTimeout             a handler ran past its time limit and was cancelled
+├── CommandRefused             a command line asked for what cannot be done
+└── Closed                     a client, log or store was used after it was closed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+
+class EverlogError(Exception):
+    """The root of the tree. Its text says what was expected, what was found and what to do."""
+
+    retryable: ClassVar[bool] = False
+    """The same call may succeed later without a change to it."""
+
+
+class DeclarationError(EverlogError):
+    """A topic, event, state or handler is declared wrongly. Raised at import, before any I/O."""
+
+
+class StartRefused(EverlogError):
+    """The app will not start. Nothing was changed."""
+
+
+class UnknownAdapter(StartRefused):
+    """No adapter answers to the scheme of a URL."""
+
+    def __init__(self, port: str, url_shown: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"no {port} adapter for {url_shown!r}: expected a URL that starts with one of "
+            f"{', '.join(name + ':' for name in sorted(known))}"
+        )
+
+
+class FeatureMissing(StartRefused):
+    """The log or the store cannot honour what the app needs."""
+
+    def __init__(self, what: str, *, adapter: str, instead: str) -> None:
+        super().__init__(f"{what} is not offered by {adapter}: {instead}")
+
+
+class TopicMismatch(StartRefused):
+    """The log holds the topic with other settings than the code declares."""
+
+    def __init__(self, topic: str, setting: str, *, stored: object, declared: object) -> None:
+        super().__init__(
+            f"topic {topic!r} has {setting}={stored!r} in the log, and the code declares {declared!r}: "
+            f"declare {setting}={stored!r}, or give the topic another name"
+        )
+
+
+class SchemaMismatch(StartRefused):
+    """The log holds another schema under the same type and version."""
+
+    def __init__(self, type_name: str, topic: str, difference: str) -> None:
+        super().__init__(
+            f"{type_name!r} has another schema in topic {topic!r} than in the code ({difference}): "
+            f"what is published keeps its shape, so declare the new shape under the next version"
+        )
+
+
+class SubscriptionMissing(StartRefused):
+    """The store holds a subscription that the code no longer has."""
+
+    def __init__(self, app: str, subscription: str) -> None:
+        super().__init__(
+            f"the store of app {app!r} holds progress of subscription {subscription!r}, which the code does not "
+            f"declare: declare it again, or drop what is stored with `everlog retire {app} {subscription}`"
+        )
+
+
+class StartUndecided(StartRefused):
+    """Much history is waiting for a new subscription, or for a new type of one, and nobody said what to do with it."""
+
+
+class WrongLog(StartRefused):
+    """The progress in the store belongs to another log, or lies beyond the end of this one."""
+
+
+class StoreReplaced(StartRefused):
+    """The store is older than what the log remembers of it, or another one than the app used before."""
+
+
+class EventRefused(EverlogError):
+    """An event breaks its contract. Nothing was stored."""
+
+
+class KeyRefused(EventRefused):
+    """The key field holds what cannot be a key."""
+
+
+class EventTooLarge(EventRefused):
+    """More than 1,000,000 bytes of data in one event, or more events than one call takes."""
+
+
+class NotInHandler(EventRefused):
+    """`publish` was called inside a handler, where an event belongs into the unit of the handler."""
+
+
+class PublishUnknown(EverlogError):
+    """The log did not answer in time: the events are stored or not, and nobody can say which.
+
+    `await error.retry()` sends them again under the same numbers, so that they are stored once.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, retry: Callable[[], object]) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class LogError(EverlogError):
+    """The log did not do what it was asked."""
+
+
+class TopicMissing(LogError):
+    """The topic does not exist in this log."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"topic {topic!r} does not exist in this log: publish to it once, or run an app that handles it")
+
+
+class LogReadOnly(LogError):
+    """No room or no permission. Nothing was stored; reading goes on."""
+
+    retryable = True
+
+
+class SequenceReused(LogError):
+    """A producer sent other bytes under a number that is already taken."""
+
+
+class StreamConflict(LogError):
+    """The stream has moved on since it was read. Nothing was stored."""
+
+
+class StoreError(EverlogError):
+    """The store did not do what it was asked."""
+
+
+class StoreReadOnly(StoreError):
+    """No room or no permission. Nothing was stored; reading goes on."""
+
+    retryable = True
+
+
+class LeaseLost(StoreError):
+    """Another process owns the slot now. Nothing was stored."""
+
+
+class FileError(EverlogError):
+    """A file of the embedded log or store cannot be used."""
+
+
+class FileStrange(FileError):
+    """It is not a file of Everlog, or not of the kind asked for. It was not touched."""
+
+
+class FileNewer(FileError):
+    """A newer Everlog wrote it. It was not touched."""
+
+
+class FileDamaged(FileError):
+    """Bytes are missing or changed. Nothing was skipped in silence."""
+
+
+class FilePlace(FileError):
+    """The place cannot hold it: a network file system, a missing folder or permission."""
+
+
+class PositionRefused(EverlogError):
+    """A position token is damaged or belongs to another log."""
+
+
+class TxClosed(EverlogError):
+    """`tx` was used after its handler had ended; nothing of that use is stored."""
+
+
+class TxRefused(EverlogError):
+    """A handler asked `tx` for what it may not do."""
+
+
+class HandlerTimeout(EverlogError):
+    """A handler ran past its time limit and was cancelled. It counts as a failed attempt."""
+
+
+class CommandRefused(EverlogError):
+    """A command line asked for what cannot be done."""
+
+
+class Closed(EverlogError):
+    """A client, log or store was used after it was closed."""

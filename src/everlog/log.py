@@ -1,0 +1,275 @@
+"""The port of a log: what happened, as topics of immutable events. The single source of truth.
+
+An adapter is a class with these methods and a function `open_log(url, *, clock)` that its entry point names
+(group `everlog.logs`, one per URL scheme). `everlog.conformance.log` is the second half of this file.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, Protocol
+from uuid import UUID
+
+import msgspec
+
+from everlog.codec import Batch
+from everlog.errors import EverlogError
+from everlog.key import HASH_NAME
+from everlog.position import Offset, Position, TopicPartition
+from everlog.record import NewRecord
+
+DEDUPE_RANGE: Final = 8_192
+"""How far below a producer's highest number a number that was never seen is still taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a log does beyond the minimum. Logs differ here and nowhere else."""
+
+    durability: Literal["fsync", "replicated", "memory", "relaxed"]
+    """What an acknowledgement means: synced to disk, on several machines, gone with the process, or less by request."""
+    dedupes: bool
+    """The log tests numbers itself; where ``False``, readers do."""
+    conditional_append: bool
+    """`append(expect=...)` and `read_stream` are honoured."""
+    idempotency_keys: bool
+    """`publish(idempotency_key=...)` is honoured."""
+    total_order: bool
+    """Each chunk carries a commit number that orders it among all topics."""
+    log_time: bool
+    """`logged_at` is set by the log inside the commit and never goes back."""
+    retention: bool
+    """`trim` and the limits of a topic's age and size are honoured."""
+    shared: bool
+    """Several processes can use it at once."""
+    max_record_bytes: int
+    """Largest data of one record, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a log stores of a topic beside its records.
+
+    Attributes:
+        name: Its name.
+        key: The field that holds the key in every type of it; ``None`` for a topic without order.
+        partitions: How many ordered parts it has. Changed only by moving to another topic.
+        hash: How a key finds its partition.
+        keep_s, keep_bytes: What retention keeps, per partition; ``None`` keeps everything.
+        streams: Each key is a stream that takes conditional appends.
+        types: JSON Schema of each type, by its wire name, as canonical bytes.
+    """
+
+    name: str
+    key: str | None
+    partitions: int = 8
+    hash: str = HASH_NAME
+    keep_s: float | None = None
+    keep_bytes: int | None = None
+    streams: bool = False
+    types: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+class ProducerBatch(msgspec.Struct, frozen=True):
+    """Who appends, and the number of the first record in each partition of the topic.
+
+    Numbers are consecutive per producer, topic and partition, from 0. A sender is gapless: it never sends n + 1 before it
+    sent n at least once, and always the same bytes under one number.
+    """
+
+    name: str
+    first: Mapping[int, int]
+    named: bool = False
+    """Remembered for ever: a relay, a bridge, `--producer`. Otherwise until idle for 7 days."""
+
+
+class Status(enum.Enum):
+    """What became of one record of an append."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    """It was stored before, under the same number."""
+    UNKNOWN = "unknown"
+    """Nobody can say; append it again with the same producer and number, and it is stored once."""
+    REFUSED = "refused"
+    """It was not stored and will not be, as it is."""
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """One outcome per record of an append, in the order given."""
+
+    statuses: Sequence[Status]
+    offsets: Sequence[Offset | None]
+    """Where it was stored; ``None`` unless `STORED`."""
+    errors: Sequence[EverlogError | None] = ()
+    """Why it was refused or is unknown; empty where nothing was."""
+
+    @property
+    def settled(self) -> bool:
+        """Every record is in the log, from this call or from one before."""
+        return all(status is Status.STORED or status is Status.DUPLICATE for status in self.statuses)
+
+
+class StreamEnd(enum.Enum):
+    """What an append may expect of a stream beside an offset."""
+
+    NONE = "none"
+    """The stream has no event yet."""
+
+
+Expect = Offset | StreamEnd
+"""A condition of an append. A union, so that one on tags can join."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What is waiting behind a position."""
+
+    count: int
+    """Records, over all partitions. Exact where offsets are dense, an upper bound elsewhere."""
+    oldest_us: int | None
+    """`logged_at` of the oldest of them, in microseconds since 1970 UTC; ``None`` where nothing waits."""
+
+
+class Reader(Protocol):
+    """One wait for everything that it was assigned. Not shared between tasks."""
+
+    async def next(self, *, max_records: int = 4_096, max_bytes: int = 1 << 20) -> Batch:
+        """Wait until there is something behind what was read before, and return it.
+
+        Each partition's chunks come in order, without a gap or a double, also while others append. Several partitions take
+        turns; chunks whose `logged_at` is earlier tend to come first. Returns at the first chunk with which either bound
+        is reached: it may exceed it by less than one chunk. Cancelling it loses nothing.
+
+        Raises:
+            FileDamaged: What is stored was changed. Reading does not go on behind it.
+            Closed: The log was closed, perhaps while waiting.
+        """
+        ...
+
+    def assign(self, after: Mapping[TopicPartition, Offset]) -> None:
+        """Read these partitions as well, behind these offsets; one that is already assigned continues from there."""
+        ...
+
+    def revoke(self, partitions: Sequence[TopicPartition]) -> None:
+        """Read these no more. Takes effect at once: no later `next` returns anything of them."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the reader holds. Idempotent."""
+        ...
+
+
+class Log(Protocol):
+    """Topics of immutable events. Safe to use from all tasks of one event loop."""
+
+    @property
+    def identity(self) -> UUID:
+        """Random, born with the log, never changed."""
+        ...
+
+    @property
+    def features(self) -> Features:
+        """What it does beyond the minimum."""
+        ...
+
+    async def ensure_topic(self, topic: TopicSpec) -> None:
+        """Create the topic, or check that it stands as declared. Idempotent; types that are new are added.
+
+        Raises:
+            TopicMismatch: It exists with another key, number of partitions, hash, retention or streams.
+            SchemaMismatch: It exists with another schema under one of the types.
+        """
+        ...
+
+    async def topics(self) -> Sequence[TopicSpec]:
+        """Return every topic, by name."""
+        ...
+
+    async def append(
+        self,
+        topic: str,
+        records: Sequence[NewRecord],
+        *,
+        producer: ProducerBatch | None = None,
+        expect: Expect | None = None,
+    ) -> Appended:
+        """Store `records` in the order given: all of one partition's or none of them.
+
+        What the result reports as stored survives a crash of what `features.durability` names. A number that was seen is a
+        duplicate; one that is missing within `DEDUPE_RANGE` below the highest seen is taken; one below that is unknown.
+        Numbering takes effect when the call is made and not when it is awaited: two calls append in the order of the calls.
+
+        Args:
+            topic: An existing topic.
+            records: At least one. Records of one key go to one partition.
+            producer: Names the sender and the numbers. ``None`` gives up the protection against a second sending.
+            expect: Append only if the key's stream ends there. ``None`` skips the check.
+
+        Returns:
+            One outcome per record, in the order given.
+
+        Raises:
+            TopicMissing, LogReadOnly, SequenceReused, StreamConflict: Nothing was stored.
+            FeatureMissing: `expect` was given and `features.conditional_append` is ``False``. Nothing was stored.
+        """
+        ...
+
+    async def last_sequence(self, producer: str, topic: str) -> Mapping[int, int]:
+        """Return the highest number seen of `producer` in each partition of `topic`; a partition without any is left out."""
+        ...
+
+    def reader(self, after: Mapping[TopicPartition, Offset]) -> Reader:
+        """Return a reader of these partitions, each from behind the offset given (`BEGINNING`: from its first record)."""
+        ...
+
+    async def first(self, topic: str) -> Position:
+        """Return the position before the oldest record that is kept.
+
+        Raises:
+            TopicMissing: It does not exist.
+        """
+        ...
+
+    async def head(self, topic: str) -> Position:
+        """Return the position behind the newest record: reading from there brings only what comes later.
+
+        Raises:
+            TopicMissing: It does not exist.
+        """
+        ...
+
+    async def position_at(self, topic: str, time: datetime) -> Position:
+        """Return a position with every record of `logged_at` ≥ `time` behind it.
+
+        Raises:
+            TopicMissing: It does not exist.
+            ValueError: `time` has no zone.
+        """
+        ...
+
+    async def backlog(self, topic: str, after: Mapping[int, Offset]) -> Backlog:
+        """Return what waits behind the offset of each partition named."""
+        ...
+
+    async def trim(self, topic: str, before: Position) -> None:
+        """Delete what lies at or before the position, where it is a whole chunk. What was trimmed is remembered as gone.
+
+        Raises:
+            FeatureMissing: `features.retention` is ``False``.
+        """
+        ...
+
+    async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:
+        """Return the events of one key of a topic declared `streams=True`.
+
+        Raises:
+            FeatureMissing: `features.conditional_append` is ``False``.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, let go of everything. Idempotent; readers that wait are told `Closed`."""
+        ...

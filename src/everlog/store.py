@@ -1,0 +1,540 @@
+"""The port of a store: what one app has done with the log. Progress and effects commit together here, and nowhere else.
+
+An adapter is a class with these methods and a function `open_store(url, *, clock)` that its entry point names
+(group `everlog.stores`, one per URL scheme). `everlog.conformance.store` is the second half of this file.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final, Literal, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from everlog.position import Offset, TopicPartition
+from everlog.record import NewRecord, StoredRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFeatures:
+    """What a store does beyond the minimum. Stores differ here and nowhere else."""
+
+    durability: Literal["fsync", "replicated", "memory", "relaxed"]
+    """What a commit survives."""
+    sql: bool
+    """`tx.sql` is honoured."""
+    within: bool
+    """`publish(within=...)` and `App.stage` put events into the user's own transaction."""
+    shared: bool
+    """Several processes can use it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionSpec:
+    """What a store remembers of a subscription.
+
+    Attributes:
+        name: Its stored name.
+        types: The wire names that it handles, by topic.
+        states: The stored names of the states that it owns.
+    """
+
+    name: str
+    types: Mapping[str, Sequence[str]]
+    states: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AppSpec:
+    """What a store remembers of its app: the name that it has all its stored names under."""
+
+    name: str
+    subscriptions: Sequence[SubscriptionSpec]
+
+
+class Slot(NamedTuple):
+    """What a lease covers: partition `number` of every topic of a subscription."""
+
+    subscription: str
+    number: int
+
+
+RELAY: Final = Slot("", 0)
+"""The slot of the one process that sends the outbox."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to commit for a slot, until another process raises the epoch."""
+
+    slot: Slot
+    epoch: int
+    member: int
+
+
+class Survey(NamedTuple):
+    """Who works on a subscription now."""
+
+    members: Sequence[int]
+    """The live members that handle it, ascending."""
+    owners: Mapping[int, int | None]
+    """Each slot number that ever had an owner → its live owner, or ``None`` where it is free to take."""
+
+
+StateKey = tuple[str, str]
+"""The stored name of a state, and a key as canonical JSON array text."""
+
+
+class Versioned(NamedTuple):
+    """A row of state as committed. An absent row has `value` ``None`` and version 0."""
+
+    value: bytes | None
+    version: int
+
+
+class Put(msgspec.Struct, frozen=True, tag=True):
+    """Set the row to `value`, JSON."""
+
+    value: bytes
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """Add to the number in the row; an absent row counts as 0. A blind change: it never conflicts."""
+
+    amount: int | float | Decimal
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True):
+    """Remove the row."""
+
+
+Write = Put | Add | Delete
+
+
+class ScanRead(NamedTuple):
+    """A scan that a unit did, and what it saw: the rows' keys and versions, before the unit's own writes."""
+
+    state: str
+    prefix: str
+    """Canonical JSON array text of the prefix's elements; `[]` for all."""
+    rows: tuple[tuple[str, int], ...]
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """An event on its way into the outbox."""
+
+    topic: str
+    record: NewRecord
+
+
+class Cause(enum.Enum):
+    """Why a record is held."""
+
+    FAILED = "failed"
+    """Its handler failed."""
+    BEHIND = "behind"
+    """An earlier event of its key is held."""
+    UNREADABLE = "unreadable"
+    """Its version is unknown to the code, or its bytes break the contract."""
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A copy of a record, to be held until its key's turn comes.
+
+    Attributes:
+        key: The lane: the key, or the record's own place where it has none.
+        record: The record as the log gave it.
+        cause: Why it is held.
+        attempts: How often its handler has failed.
+        error: The last error in one line; empty for `BEHIND`.
+        trace: The traceback of it, cut to 8 KiB.
+        next_attempt_us: Wall time of the next attempt; ``None`` is parked.
+    """
+
+    key: str
+    record: StoredRecord
+    cause: Cause
+    attempts: int
+    error: str
+    trace: str
+    next_attempt_us: int | None
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """A held record was tried again and failed again."""
+
+    held_id: int
+    attempts: int
+    error: str
+    trace: str
+    next_attempt_us: int | None
+
+
+class Timer(msgspec.Struct, frozen=True):
+    """An event to be published at a time. Stored from the start, used later."""
+
+    name: str
+    key: str
+    fires_us: int
+    emitted: Emitted | None
+
+
+class Unit(msgspec.Struct):
+    """What one handler call changes, or what was decided about one record.
+
+    Attributes:
+        slot: Whose lease it stands under.
+        lane: The key whose units stay in order; ``None`` for a record without key and for a unit that is never dropped.
+        version: The number that rows written by it get: unique in the store (`Joined.version_base` + a counter).
+        finishes: The records that are done with it.
+        reads: Rows read from the store or from earlier units of the process, with the version seen.
+        scans: Scans done.
+        writes: The last write to each row.
+        emits: Events for the outbox, in order.
+        holds: Copies to hold, in order, behind what their keys hold already.
+        retried: A held record that failed again.
+        releases: Held records that are done with.
+        timers: Timers set or, with `emitted` ``None``, removed.
+        size: About how many bytes it writes.
+    """
+
+    slot: Slot
+    lane: str | None
+    version: int
+    finishes: Sequence[tuple[TopicPartition, Offset]] = ()
+    reads: dict[StateKey, int] = {}
+    scans: list[ScanRead] = []
+    writes: dict[StateKey, Write] = {}
+    emits: list[Emitted] = []
+    holds: Sequence[Hold] = ()
+    retried: Retried | None = None
+    releases: Sequence[int] = ()
+    timers: list[Timer] = []
+    size: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far one partition is handled, once all units of its commit are applied.
+
+    Everything up to `through` is finished but for `unfinished`. For a unit that is not applied, the store itself adds
+    what the unit would have finished back to `unfinished`.
+    """
+
+    where: TopicPartition
+    through: Offset
+    unfinished: Sequence[Offset] = ()
+    dedupe: bytes = b""
+    """The numbers seen, where the log does not test them itself (`Features.dedupes`)."""
+
+
+class Outcome(enum.Enum):
+    """What became of a unit."""
+
+    COMMITTED = "committed"
+    CONFLICT = "conflict"
+    """A row that it read has changed since: run it again."""
+    DROPPED = "dropped"
+    """An earlier unit of its lane was not applied: run it again, behind that."""
+    FENCED = "fenced"
+    """Another process owns the slot: forget it."""
+    REFUSED = "refused"
+    """It adds to a row that holds no number: the handler failed."""
+
+
+class HeldKey(msgspec.Struct, frozen=True):
+    """A key with held records."""
+
+    key: str
+    records: int
+    next_attempt_us: int | None
+    """When its first record is due; ``None`` is parked."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A held record, with its place in its key's queue: ascending `id`."""
+
+    id: int
+    subscription: str
+    slot: int
+    key: str
+    record: StoredRecord
+    cause: Cause
+    attempts: int
+    error: str
+    trace: str
+    next_attempt_us: int | None
+    held_at_us: int
+
+
+class ParkedKey(msgspec.Struct, frozen=True):
+    """A key whose first held record has no next attempt, or is being retried, for the command line."""
+
+    subscription: str
+    key: str
+    records: int
+    first: Held
+    """The first record of its queue: the one that failed."""
+
+
+class SlotState(msgspec.Struct, frozen=True):
+    """Where a slot stands."""
+
+    progress: Sequence[Progress]
+    held: Sequence[HeldKey]
+
+
+class SubscriptionStatus(msgspec.Struct, frozen=True):
+    """Where a whole subscription stands, over all its slots."""
+
+    name: str
+    generation: int
+    progress: Sequence[Progress]
+    blocked_keys: int
+    parked_keys: int
+    held_records: int
+
+
+class StoreStatus(msgspec.Struct, frozen=True):
+    """Where the app stands."""
+
+    app: str
+    log: UUID | None
+    subscriptions: Sequence[SubscriptionStatus]
+    outbox: int
+    """Events that are committed and not yet in the log."""
+    outbox_parked: int
+    """Of these, those that the log refused for good, and those behind them."""
+
+
+class Registered(NamedTuple):
+    """What a store held before the app registered."""
+
+    log: UUID | None
+    """The identity of the log that the progress belongs to; ``None`` before the first start."""
+    new: frozenset[str]
+    """Subscriptions that it did not hold."""
+    grown: Mapping[str, Sequence[str]]
+    """Subscription → types that it did not hold before, on topics with progress."""
+
+
+class Joined(NamedTuple):
+    """What a process is to the store."""
+
+    member: int
+    version_base: int
+    """Versions of its units are this + 1, + 2, … (2⁴⁰ of them), and no other process ever uses them."""
+
+
+class OutboxRow(msgspec.Struct, frozen=True):
+    """An event in the outbox."""
+
+    id: int
+    emitted: Emitted
+    sequence: int | None
+    """Its number among the relay's records of its topic and partition; ``None`` until the relay assigned it."""
+    error: str | None
+    """Why the log refused it for good; ``None`` otherwise."""
+
+
+class Request(NamedTuple):
+    """What a command line asks the owner of a slot to do with a key's held records."""
+
+    id: int
+    slot: Slot
+    key: str
+    action: Literal["redrive", "skip"]
+
+
+class Store(Protocol):
+    """What one app has done. Safe to use from all tasks of one event loop."""
+
+    @property
+    def identity(self) -> UUID:
+        """Random, born with the store."""
+        ...
+
+    @property
+    def incarnation(self) -> int:
+        """Raised by a restore, so that the relay's numbers start anew."""
+        ...
+
+    @property
+    def features(self) -> StoreFeatures:
+        """What it does beyond the minimum."""
+        ...
+
+    async def register(self, app: AppSpec, *, log: UUID, accept_grown: bool = False) -> Registered:
+        """Remember the app's stored names, and the log on the first start. Idempotent.
+
+        Args:
+            app: All subscriptions of the app.
+            log: The identity of the log; kept if none is stored yet, otherwise only reported.
+            accept_grown: Remember grown sets of types too. Without it they are reported and not remembered.
+
+        Raises:
+            SubscriptionMissing: A stored subscription is not in `app`. Nothing was changed.
+            StartRefused: The store belongs to an app with another name. Nothing was changed.
+        """
+        ...
+
+    async def retire(self, subscription: str) -> None:
+        """Forget a subscription: progress, state, held records, leases.
+
+        Raises:
+            CommandRefused: It is not stored, or a live member works on it.
+        """
+        ...
+
+    async def begin(self, subscription: str, progress: Sequence[Progress]) -> None:
+        """Set the progress of partitions that have none; what is set already stays."""
+        ...
+
+    async def join(self, subscriptions: Sequence[str], *, alive_s: float) -> Joined:
+        """Become a member that handles `subscriptions`.
+
+        The store keeps the member alive by itself, from a place that a busy event loop does not stop, until `leave`,
+        or until `turned` has not been called for `alive_s`.
+        """
+        ...
+
+    def turned(self) -> None:
+        """Note that the event loop turns. Cheap; called about once a second."""
+        ...
+
+    async def leave(self) -> None:
+        """Give back every lease and end the membership. Idempotent."""
+        ...
+
+    async def survey(self, subscription: str) -> Survey:
+        """Return who works on the subscription now."""
+        ...
+
+    async def acquire(self, slot: Slot) -> Lease | None:
+        """Take the slot if it is free: never owned, released, or its owner dead or silent for longer than the lease.
+
+        Raises the epoch, so that whatever the former owner still sends is refused. Returns ``None`` where a live member
+        owns it; the caller's own lease again where it is the owner.
+        """
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give the slot back and ring the bell, so that another member takes it at once. A lost lease is passed over."""
+        ...
+
+    async def load(self, lease: Lease) -> SlotState:
+        """Return where the slot stands. What another process committed before `acquire` returned is in it, nothing comes later.
+
+        Raises:
+            LeaseLost: Another process owns it.
+        """
+        ...
+
+    async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
+        """Return the committed rows, in the order of `keys`."""
+        ...
+
+    async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
+        """Return the committed rows whose key starts with the whole elements of `prefix`, by key text, as of one moment."""
+        ...
+
+    async def commit(self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]) -> Sequence[Outcome]:
+        """Apply the units in the order given, and the progress, in one transaction.
+
+        A unit is applied whole or not at all. It is not applied when a lease of its slot is missing in `leases` or of an old epoch
+        (`FENCED`), when a row or scan that it read has another version now (`CONFLICT`), when an earlier unit of its slot and lane in
+        this call was not applied (`DROPPED`), when it adds to what is no number (`REFUSED`). Progress of a fenced slot is not written.
+        Units see what earlier units of the same call wrote. Rows in the outbox become visible in the order of commits and units.
+
+        Returns:
+            One outcome per unit.
+
+        Raises:
+            StoreReadOnly: Nothing was stored.
+            StoreError: The outcome is unknown: the leases have to be taken anew, and what is stored decides.
+        """
+        ...
+
+    async def held(self, slot: Slot, key: str, *, after: int = 0, limit: int = 1) -> Sequence[Held]:
+        """Return the first held records of a key with an id above `after`, by id."""
+        ...
+
+    async def due(self, slot: Slot, *, after: str = "", limit: int = 1_000) -> Sequence[HeldKey]:
+        """Return the keys with held records, by key, from the one behind `after`."""
+        ...
+
+    async def parked(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[ParkedKey]:
+        """Return keys with held records, ascending by the id of their first record, from the one behind `after`."""
+        ...
+
+    async def request(self, subscription: str, key: str | None, action: Literal["redrive", "skip"]) -> int:
+        """File a request to redrive a key's queue or skip its first record, and ring the bell; `None` means each parked key.
+
+        Returns:
+            How many keys are asked for; 0 where none matches.
+        """
+        ...
+
+    async def requests(self, slots: Sequence[Slot]) -> Sequence[Request]:
+        """Return what is asked of these slots, by id."""
+        ...
+
+    async def answer(self, lease: Lease, request: Request) -> None:
+        """Carry out a request: redrive makes the first record due now with no attempts; skip removes it. Then forget it.
+
+        Raises:
+            LeaseLost: Another process owns the slot. Nothing was changed.
+        """
+        ...
+
+    async def outbox(self, *, after: int, limit: int) -> Sequence[OutboxRow]:
+        """Return rows with an id above `after`, by id, those refused and those behind them left out."""
+        ...
+
+    async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
+        """Give the rows their numbers, per topic and partition in the order of their ids; remove those in `done`. One commit.
+
+        A row that has a number keeps it. Numbers are consecutive and never given twice.
+
+        Raises:
+            LeaseLost: Another process is the relay. Nothing was changed.
+        """
+        ...
+
+    async def refuse(self, lease: Lease, row: int, error: str) -> None:
+        """Keep a row that the log refused for good; later rows of its topic and key wait behind it.
+
+        Raises:
+            LeaseLost: Another process is the relay. Nothing was changed.
+        """
+        ...
+
+    async def issued(self) -> Mapping[TopicPartition, int]:
+        """Return the highest number given in each topic partition."""
+        ...
+
+    async def status(self) -> StoreStatus:
+        """Return where the app stands."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until any process may have changed the store since the last `wait` of this one returned; at most `seconds`."""
+        ...
+
+    async def verify(self) -> Sequence[str]:
+        """Check everything stored; return what is wrong, a line each."""
+        ...
+
+    async def aclose(self) -> None:
+        """Leave, finish what was accepted, let go of everything. Idempotent."""
+        ...
+
+
+RelayName: Final = "relay"
+
+
+def relay_producer(identity: UUID, incarnation: int) -> str:
+    """Return the producer name of a store's relay: never the app's name, so that a new store is a new producer."""
+    return f"{RelayName}-{identity.hex}-{incarnation}"

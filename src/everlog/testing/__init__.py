@@ -1,0 +1,1 @@
+"""What tests of applications need: time that is moved by hand."""
