@@ -60,8 +60,8 @@ class Numbering(msgspec.Struct):
     def take(self, part: Part, ruling: Ruling) -> None:
         """Mark what `ruling` stores as seen. Nothing changes where it stores nothing."""
         if ruling.store:
-            for start, stop in _ranges([part.first + at for at in ruling.store]):
-                self.seen.take(start, stop)
+            for _, start, count in runs_of(part, ruling.store, "numbered"):
+                self.seen.take(start, start + count)
             self.newest_first, self.newest_count, self.newest_content = part.first, len(part.records), ruling.content
 
 
@@ -124,22 +124,24 @@ def rule(part: Part, numbering: Numbering | None, *, topic: str, producer: str, 
     runs = numbering.seen.new_runs(part.first, len(part.records))
     if runs is None:
         return Ruling((), Status.UNKNOWN, _below_range(part, numbering.seen.highest, topic, producer))
+    if runs == [(part.first, part.first + len(part.records))]:
+        return Ruling(range(len(part.records)), content=content)
     return Ruling([number - part.first for start, stop in runs for number in range(start, stop)], content=content)
 
 
 def content_of(records: Sequence[NewRecord]) -> bytes:
     """Return a hash of what the sender says: type, key and data of each record, in order. 8 bytes."""
-    digest = blake2b(digest_size=8)
-    for record in records:
-        # MessagePack marks where each of the three ends, so that no two lists of records give the same bytes.
-        digest.update(msgspec.msgpack.encode((record.type, record.key, record.data)))
-    return digest.digest()
+    # MessagePack marks where each of the three ends, so that no two lists of records give the same bytes.
+    said = msgspec.msgpack.encode([(record.type, record.key, record.data) for record in records])
+    return blake2b(said, digest_size=8).digest()
 
 
 def runs_of(part: Part, indices: Sequence[int], producer: str) -> list[ProducerRun]:
     """Return the producer runs of the records of `part` at `indices`, as a chunk holds them."""
     if not producer:
         return [ProducerRun("", -1, len(indices))]
+    if isinstance(indices, range):
+        return [ProducerRun(producer, part.first + indices.start, len(indices))]
     return [ProducerRun(producer, start, stop - start) for start, stop in _ranges([part.first + at for at in indices])]
 
 

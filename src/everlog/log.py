@@ -270,6 +270,10 @@ class Log(Protocol):
         """
         ...
 
+    async def verify(self) -> Sequence[str]:
+        """Check what lies below the records: pages, tables, counts. Return what is wrong, a line each."""
+        ...
+
     async def aclose(self) -> None:
         """Finish what was accepted, let go of everything. Idempotent; readers that wait are told `Closed`."""
         ...

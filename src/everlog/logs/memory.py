@@ -6,10 +6,11 @@ It stores chunks as bytes, as the logs on disk do, so that a test against it enc
 from __future__ import annotations
 
 import asyncio
+import heapq
 from bisect import bisect_left
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from uuid import UUID, uuid4
 from weakref import WeakSet
 
@@ -20,7 +21,7 @@ from everlog.clock import Clock, to_us
 from everlog.codec import Batch, Chunk, encode_chunk, split
 from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
-from everlog.position import BEGINNING, Offset, Position, TopicPartition
+from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
 from everlog.topics import merged
 
@@ -40,7 +41,7 @@ _SESSION_IDLE_US: Final = 7 * 24 * 3600 * 1_000_000
 
 async def open_log(url: str, *, clock: Clock) -> Log:
     """Return a new, empty log. Each call makes another one."""
-    if url.rstrip("/") != "memory:":
+    if url != "memory:":
         raise ValueError(f"expected the URL memory:, found {url!r}: a log in memory has no name and no settings")
     return MemoryLog(clock)
 
@@ -57,7 +58,7 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 class _Partition(msgspec.Struct):
-    """One partition: the chunks that are kept, and what was trimmed. `next` never goes back."""
+    """The chunks of one partition that are kept, and what went. `next` never goes back."""
 
     chunks: list[_Stored] = []
     next: int = 0
@@ -69,24 +70,21 @@ class _Partition(msgspec.Struct):
         """The offset before the oldest record that is kept."""
         return Offset((self.chunks[0].first if self.chunks else self.next) - 1)
 
+    @property
+    def last(self) -> Offset:
+        """The offset of the newest record, kept or not."""
+        return Offset(self.next - 1)
+
     def behind(self, after: Offset) -> int:
         """Return the index of the first chunk with a record behind `after`; the number of chunks where none has."""
         return bisect_left(self.chunks, after + 1, key=lambda chunk: chunk.last)
 
     def drop(self, count: int) -> None:
-        """Forget the `count` oldest chunks."""
-        gone, self.chunks = self.chunks[:count], self.chunks[count:]
-        for chunk in gone:
+        """Let the `count` oldest chunks go."""
+        for chunk in self.chunks[:count]:
             self.kept_bytes -= len(chunk.body)
             self.gone_through_us = max(self.gone_through_us or chunk.newest_us, chunk.newest_us)
-
-
-class _Producer(msgspec.Struct):
-    """What is remembered of one producer: its numbers in each partition, and since when it is idle."""
-
-    named: bool
-    used_us: int
-    numbering: dict[TopicPartition, Numbering] = {}
+        del self.chunks[:count]
 
 
 class MemoryLog:
@@ -98,7 +96,8 @@ class MemoryLog:
         self._clock = clock
         self._topics: dict[str, TopicSpec] = {}
         self._partitions: dict[TopicPartition, _Partition] = {}
-        self._producers: dict[str, _Producer] = {}  # the one that is idle longest first
+        self._numbers: dict[str, dict[TopicPartition, Numbering]] = {}  # by producer
+        self._sessions: dict[str, int] = {}  # when each session producer was used last, the one idle longest first
         self._readers: WeakSet[MemoryReader] = WeakSet()
         self._commit = 0
         self._last_us = 0
@@ -106,9 +105,9 @@ class MemoryLog:
 
     async def ensure_topic(self, topic: TopicSpec) -> None:
         self._check_open()
-        stored = self._topics.get(topic.name)
-        if stored is None and topic.partitions < 1:
+        if topic.partitions < 1:
             raise ValueError(f"topic {topic.name!r} needs at least one partition, found {topic.partitions}")
+        stored = self._topics.get(topic.name)
         self._topics[topic.name] = topic if stored is None else merged(stored, topic)
         for partition in range(topic.partitions):
             self._partitions.setdefault(TopicPartition(topic.name, partition), _Partition())
@@ -125,78 +124,76 @@ class MemoryLog:
         producer: ProducerBatch | None = None,
         expect: Expect | None = None,
     ) -> Coroutine[Any, Any, Appended]:
-        # No `async def`: its body would run when it is awaited, and the order would be that of the awaits.
+        # Not `async def`: its body would run when it is awaited, and the order would be that of the awaits.
         try:
             if expect is not None:
-                self._refuse_streams("append(expect=...)")
-            return _returned(self._append(topic, records, producer))
+                raise _no_streams("append(expect=...)")
+            return _answered(self._append(topic, records, producer))
         except (EverlogError, ValueError) as error:
-            return _raised(error)
+            return _failed(error)
 
     def _append(self, topic: str, records: Sequence[NewRecord], producer: ProducerBatch | None) -> Appended:
-        spec = self._topic(topic)
+        spec = self._spec(topic)
         parts = parts_of(spec, records, producer)
-        name = producer.name if producer else ""
-        known = self._producer(producer) if producer else None
-        ruled: list[tuple[Part, Ruling, Numbering | None]] = []
+        name, numbers = (producer.name, self._remember(producer)) if producer else ("", None)
+        rulings: list[Ruling] = []
         for part in parts:  # all are ruled before one is stored: what raises has stored nothing
-            # A copy of nothing: a producer is remembered in a partition once something of it is stored there.
-            numbering = known.numbering.get(TopicPartition(topic, part.partition), Numbering()) if known else None
-            ruling = rule(part, numbering, topic=topic, producer=name, max_record_bytes=self.features.max_record_bytes)
-            ruled.append((part, ruling, numbering))
+            known = numbers.get(TopicPartition(topic, part.partition), Numbering()) if numbers is not None else None
+            rulings.append(rule(part, known, topic=topic, producer=name, max_record_bytes=self.features.max_record_bytes))
+        self._last_us = max(self._last_us, self._clock.wall_us())
         statuses = [Status.DUPLICATE] * len(records)
         offsets: list[Offset | None] = [None] * len(records)
         errors: list[EverlogError | None] = [None] * len(records)
-        self._last_us = max(self._last_us, self._clock.wall_us())
-        for part, ruling, numbering in ruled:
+        for part, ruling in zip(parts, rulings, strict=True):
             if ruling.error is not None:
                 for index in part.indices:
                     statuses[index], errors[index] = ruling.status, ruling.error
             if not ruling.store:
                 continue
             where = TopicPartition(topic, part.partition)
-            first = self._partitions[where].next
-            self._store(where, part, ruling, name)
-            if known and numbering:
-                numbering.take(part, ruling)
-                known.numbering[where] = numbering
-            for step, at in enumerate(ruling.store):
-                index = part.indices[at]
-                statuses[index], offsets[index] = Status.STORED, Offset(first + step)
-            self._retain(spec, where)
+            if numbers is not None:
+                numbers.setdefault(where, Numbering()).take(part, ruling)
+            for at, offset in zip(ruling.store, self._store(where, part, ruling, name), strict=True):
+                statuses[part.indices[at]], offsets[part.indices[at]] = Status.STORED, offset
+            self._retain(spec, self._partitions[where])
             for reader in self._readers:
                 reader.wake(where)
         return Appended(statuses, offsets, errors if any(errors) else ())
 
-    def _store(self, where: TopicPartition, part: Part, ruling: Ruling, producer: str) -> None:
+    def _store(self, where: TopicPartition, part: Part, ruling: Ruling, producer: str) -> list[Offset]:
         partition = self._partitions[where]
+        begin = partition.next
         for start, stop in split([len(part.records[at].data) for at in ruling.store]):
-            indices = ruling.store[start:stop]
-            records = [part.records[at] for at in indices]
-            body = encode_chunk(records, runs_of(part, indices, producer), self._last_us)
+            taken = ruling.store[start:stop]
+            records = [part.records[at] for at in taken]
+            body = encode_chunk(records, runs_of(part, taken, producer), self._last_us)
             times = [self._last_us if record.logged_at_us is None else record.logged_at_us for record in records]
-            self._commit += 1
             first, partition.next = Offset(partition.next), partition.next + len(records)
-            partition.chunks.append(_Stored(first, Offset(partition.next - 1), self._commit, min(times), max(times), body))
+            self._commit += 1
+            partition.chunks.append(_Stored(first, partition.last, self._commit, min(times), max(times), body))
             partition.kept_bytes += len(body)
+        return [Offset(offset) for offset in range(begin, partition.next)]
 
-    def _producer(self, batch: ProducerBatch) -> _Producer:
-        """Return what is remembered of the producer, as the one used last; forget those that are idle for too long."""
+    def _remember(self, producer: ProducerBatch) -> dict[TopicPartition, Numbering]:
+        """Return the numbers of the producer, and forget the sessions that were idle for seven days."""
         now_us = self._clock.wall_us()
-        known = self._producers.pop(batch.name, None) or _Producer(batch.named, now_us)
-        known.named, known.used_us = known.named or batch.named, now_us
-        self._producers[batch.name] = known
-        idle = [n for n, p in self._producers.items() if not p.named and p.used_us <= now_us - _SESSION_IDLE_US]
-        for name in idle:
-            del self._producers[name]
-        return known
+        name = producer.name
+        was_named = name in self._numbers and name not in self._sessions
+        self._sessions.pop(name, None)
+        if not producer.named and not was_named:
+            self._sessions[name] = now_us
+        while self._sessions:
+            oldest, used_us = next(iter(self._sessions.items()))
+            if used_us > now_us - _SESSION_IDLE_US:
+                break
+            del self._sessions[oldest], self._numbers[oldest]
+        return self._numbers.setdefault(name, {})
 
-    def _retain(self, spec: TopicSpec, where: TopicPartition) -> None:
-        """Drop the oldest chunks that the topic's limits do not keep; never the newest one."""
-        partition = self._partitions[where]
+    def _retain(self, spec: TopicSpec, partition: _Partition) -> None:
+        """Drop the oldest chunks that the topic's limits do not keep, but never the newest one."""
         count = 0
         left_bytes = partition.kept_bytes
-        for chunk in partition.chunks[:-1]:
+        for chunk in partition.chunks[:-1] if spec.keep_s is not None or spec.keep_bytes is not None else ():
             left_bytes -= len(chunk.body)
             too_old = spec.keep_s is not None and chunk.newest_us < self._last_us - spec.keep_s * 1_000_000
             too_much = spec.keep_bytes is not None and left_bytes >= spec.keep_bytes
@@ -206,32 +203,171 @@ class MemoryLog:
         partition.drop(count)
 
     async def last_sequence(self, producer: str, topic: str) -> Mapping[int, int]:
-        self._topic(topic)
-        known = self._producers.get(producer)
-        numbering = known.numbering if known else {}
-        return {where.partition: one.seen.highest for where, one in numbering.items() if where.topic == topic}
+        self._spec(topic)
+        numbers = self._numbers.get(producer, {})
+        return {where.partition: one.seen.highest for where, one in numbers.items() if where.topic == topic}
 
     def reader(self, after: Mapping[TopicPartition, Offset]) -> MemoryReader:
-        self._check_open()
-        reader = MemoryReader(self)
+        reader = MemoryReader(self.partition)
         reader.assign(after)
         self._readers.add(reader)
         return reader
 
-    def chunks_behind(self, where: TopicPartition, after: Offset) -> Sequence[_Stored]:
-        """Return the chunks of a partition that hold a record behind `after`, oldest first.
+    async def first(self, topic: str) -> Position:
+        return self._position(topic, lambda partition, _: partition.before_first)
+
+    async def head(self, topic: str) -> Position:
+        return self._position(topic, lambda partition, _: partition.last)
+
+    async def position_at(self, topic: str, time: datetime) -> Position:
+        time_us = to_us(time)
+
+        def before(partition: _Partition, where: TopicPartition) -> Offset:
+            # Not by bisection: what `move` brought carries times of another log.
+            for stored in partition.chunks:
+                if stored.newest_us >= time_us:
+                    chunk = _chunk(stored, where, Offset(stored.first - 1))
+                    return Offset(next(chunk.offset(i) for i in range(chunk.length) if chunk.logged_at_us(i) >= time_us) - 1)
+            return partition.last
+
+        return self._position(topic, before)
+
+    async def backlog(self, topic: str, after: Mapping[int, Offset]) -> Backlog:
+        self._spec(topic)
+        count, oldest_us = 0, list[int]()
+        for number, offset in after.items():
+            where = TopicPartition(topic, number)
+            partition = self.partition(where)
+            if (at := partition.behind(offset)) < len(partition.chunks):
+                chunk = _chunk(partition.chunks[at], where, offset)
+                count += partition.last - max(offset, partition.before_first)
+                oldest_us.append(chunk.logged_at_us(chunk.start))
+        return Backlog(count, min(oldest_us, default=None))
+
+    async def trim(self, topic: str, before: Position) -> None:
+        self._spec(topic)
+        if before.log != self.identity:
+            raise PositionRefused(
+                f"the position belongs to log {before.log}, and this log is {self.identity}: nothing was deleted"
+            )
+        for where, offset in before.offsets.items():
+            if where.topic == topic:
+                partition = self.partition(where)
+                partition.drop(partition.behind(offset))
+
+    async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:  # noqa: ARG002 - the port asks for them
+        raise _no_streams("read_stream")
+
+    async def aclose(self) -> None:
+        self._closed = True
+        for reader in self._readers:
+            reader.close()
+
+    def partition(self, where: TopicPartition) -> _Partition:
+        """Return a partition of a topic that exists.
 
         Raises:
             Closed: The log was closed.
+            TopicMissing: The topic does not exist.
+            ValueError: The topic has no such partition.
         """
-        partition = self._partition(where)
-        return partition.chunks[partition.behind(after) :]
+        spec = self._spec(where.topic)
+        if where not in self._partitions:
+            raise ValueError(f"topic {where.topic!r} has partitions 0 to {spec.partitions - 1}, found {where.partition}")
+        return self._partitions[where]
 
-    async def first(self, topic: str) -> Position:
-        return self._position(topic, lambda partition: partition.before_first)
+    def _position(self, topic: str, offset: Callable[[_Partition, TopicPartition], Offset]) -> Position:
+        wheres = [TopicPartition(topic, partition) for partition in range(self._spec(topic).partitions)]
+        return Position(self.identity, {where: offset(self._partitions[where], where) for where in wheres})
 
-    async def head(self, topic: str) -> Position:
-        return self._position(topic, lambda partition: Offset(partition.next - 1))
+    def _spec(self, topic: str) -> TopicSpec:
+        self._check_open()
+        spec = self._topics.get(topic)
+        if spec is None:
+            raise TopicMissing(topic)
+        return spec
 
-    async def position_at(self, topic: str, time: datetime) -> Position:
-        ...
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the log was closed: open it again with `open_log`")
+
+
+class MemoryReader:
+    """A `Reader` of a `MemoryLog`, woken by the appends to what it was assigned."""
+
+    def __init__(self, partition: Callable[[TopicPartition], _Partition]) -> None:
+        self._partition = partition
+        self._after: dict[TopicPartition, Offset] = {}
+        self._bell = asyncio.Event()
+        self._closed = False
+
+    async def next(self, *, max_records: int = 4_096, max_bytes: int = 1 << 20) -> Batch:
+        while True:
+            if self._closed:
+                raise Closed("the reader or its log was closed")
+            self._bell.clear()
+            # What is taken is returned without an await between, so that a cancelled `next` has taken nothing.
+            if (batch := self._taken(max_records, max_bytes)).chunks:
+                return batch
+            await self._bell.wait()
+
+    def _taken(self, max_records: int, max_bytes: int) -> Batch:
+        ready: list[tuple[int, int, TopicPartition, int]] = []
+        for where, after in self._after.items():
+            partition = self._partition(where)
+            if (at := partition.behind(after)) < len(partition.chunks):
+                ready.append((partition.chunks[at].oldest_us, partition.chunks[at].commit, where, at))
+        heapq.heapify(ready)
+        chunks: list[Chunk] = []
+        through: dict[TopicPartition, Offset] = {}
+        while ready and max_records > 0 and max_bytes > 0:
+            _, _, where, at = heapq.heappop(ready)
+            partition = self._partition(where)
+            stored = partition.chunks[at]
+            chunk = _chunk(stored, where, self._after[where])
+            chunks.append(chunk)
+            through[where] = stored.last
+            max_records -= len(chunk)
+            max_bytes -= len(stored.body)
+            if at + 1 < len(partition.chunks):
+                following = partition.chunks[at + 1]
+                heapq.heappush(ready, (following.oldest_us, following.commit, where, at + 1))
+        self._after.update(through)
+        return Batch(chunks, through)
+
+    def assign(self, after: Mapping[TopicPartition, Offset]) -> None:
+        for where in after:
+            self._partition(where)
+        self._after.update(after)
+        self._bell.set()
+
+    def revoke(self, partitions: Sequence[TopicPartition]) -> None:
+        for where in partitions:
+            self._after.pop(where, None)
+
+    def wake(self, where: TopicPartition) -> None:
+        """Note that there is something new in a partition."""
+        if where in self._after:
+            self._bell.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._bell.set()
+
+
+def _chunk(stored: _Stored, where: TopicPartition, after: Offset) -> Chunk:
+    return Chunk.from_bytes(stored.body, where, stored.first, after=after)
+
+
+def _no_streams(what: str) -> FeatureMissing:
+    return FeatureMissing(
+        what, adapter="memory:", instead="append without a condition, and let one subscription own the decision"
+    )
+
+
+async def _answered(appended: Appended) -> Appended:
+    return appended
+
+
+async def _failed(error: EverlogError | ValueError) -> Appended:
+    raise error

@@ -1,0 +1,109 @@
+"""Topics: created once, found again, and never changed by a declaration."""
+# ruff: noqa: D103 - the name of a case is its sentence
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from typing import Final
+
+from everlog.conformance.cases import case, raises, same
+from everlog.conformance.log.harness import LogUnderTest, opened, record
+from everlog.errors import SchemaMismatch, TopicMismatch, TopicMissing
+from everlog.log import Log, TopicSpec
+
+_ONE: Final = b'{"properties":{"id":{"type":"integer"}},"type":"object"}'
+_TWO: Final = b'{"properties":{"id":{"type":"string"}},"type":"object"}'
+_FULL: Final = TopicSpec(
+    "conformance.full", key="id", partitions=3, keep_s=86_400.0, keep_bytes=1 << 40, types={"conformance.one/1": _ONE}
+)
+
+
+async def _spec(log: Log, name: str) -> TopicSpec:
+    (found,) = [spec for spec in await log.topics() if spec.name == name]
+    return found
+
+
+@case()
+async def a_topic_is_kept_as_it_was_declared(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        same(await _spec(log, _FULL.name), _FULL, "the topic")
+
+
+@case()
+async def a_topic_without_key_and_types_is_kept(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        plain = TopicSpec("conformance.plain", key=None, partitions=1)
+        await log.ensure_topic(plain)
+        same(await _spec(log, plain.name), plain, "the topic")
+
+
+@case()
+async def ensuring_a_topic_twice_changes_nothing(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        await log.append(_FULL.name, [record(1)])
+        before = await log.head(_FULL.name)
+        await log.ensure_topic(_FULL)
+        same(await _spec(log, _FULL.name), _FULL, "the topic")
+        same(await log.head(_FULL.name), before, "its head")
+
+
+@case()
+async def topics_are_listed_by_name(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        for name in ("conformance.b", "conformance.c", "conformance.a"):
+            await log.ensure_topic(TopicSpec(name, key=None, partitions=1))
+        names = [spec.name for spec in await log.topics()]
+        same(names, sorted(names), "the order")
+        same(len([name for name in names if name in {"conformance.a", "conformance.b", "conformance.c"}]), 3, "their number")
+
+
+@case()
+async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: LogUnderTest) -> None:
+    others: dict[str, object] = {"key": "other", "partitions": 5, "hash": "crc32", "keep_s": None, "keep_bytes": 1 << 41}
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        for setting, value in others.items():
+            # Any: `replace` takes each field under its own type, and here they come from a table.
+            changed: TopicSpec = dataclasses.replace(_FULL, **{setting: value})  # type: ignore[arg-type]
+            with raises(TopicMismatch, setting):
+                await log.ensure_topic(changed)
+        with raises(TopicMismatch, "streams"):
+            await log.ensure_topic(dataclasses.replace(_FULL, streams=True))
+        same(await _spec(log, _FULL.name), _FULL, "the topic")
+
+
+@case()
+async def another_schema_under_a_type_is_refused_with_the_place_that_differs(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        with raises(SchemaMismatch, "$.properties.id.type"):
+            await log.ensure_topic(dataclasses.replace(_FULL, types={"conformance.new/1": _TWO, "conformance.one/1": _TWO}))
+        same(await _spec(log, _FULL.name), _FULL, "the topic")
+
+
+@case()
+async def types_that_are_new_are_added_and_none_is_taken_away(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        await log.ensure_topic(dataclasses.replace(_FULL, types={"conformance.two/1": _TWO}))
+        await log.ensure_topic(dataclasses.replace(_FULL, types={}))
+        both = {"conformance.one/1": _ONE, "conformance.two/1": _TWO}
+        same(await _spec(log, _FULL.name), dataclasses.replace(_FULL, types=both), "the topic")
+
+
+@case()
+async def a_topic_that_does_not_exist_is_refused_by_name(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        missing = "conformance.missing"
+        with raises(TopicMissing, missing):
+            await log.append(missing, [record(1)])
+        with raises(TopicMissing, missing):
+            await log.head(missing)
+        with raises(TopicMissing, missing):
+            await log.first(missing)
+        with raises(TopicMissing, missing):
+            await log.position_at(missing, datetime(2026, 1, 1, tzinfo=UTC))
+        same([spec.name for spec in await log.topics() if spec.name == missing], [], "topics made by asking")

@@ -1,0 +1,92 @@
+"""Mistakes that users make. Each marked line is reported by both type checkers, and no other line is. Never run."""
+
+from __future__ import annotations
+
+import httpx
+
+from everlog import App, Client, Delivery, Event, Retry, Settings, Topic, Tx
+from typing_checks.good import Line, OrderCancelled, OrderPlaced, StockRefused, StockReserved, notify, stock
+
+# ---- declarations ----
+
+keyless = Topic("shop.keyless")  # must be reported: say what the key is, even when it is `None`
+twelve = Topic("shop.twelve", key="order_id", partitions="12")  # must be reported
+later = Delivery(start="later")  # must be reported
+many = Retry(attempts="many")  # must be reported
+ignored = Delivery(on_error={OSError: "ignore"})  # must be reported
+settings = Settings(log="memory:")  # must be reported: it is `log_url`
+
+
+@keyless.event  # must be reported: the type on the wire is missing
+class Nameless(Event):
+    order_id: str
+
+
+# ---- events ----
+
+without_lines = OrderPlaced("1", "c", "b")  # must be reported
+number_for_text = StockReserved(1)  # must be reported
+list_for_tuple = StockRefused("1", ["apple"])  # must be reported
+unknown_field = StockReserved(order="1")  # must be reported
+
+
+def change(order: OrderPlaced) -> None:
+    order.order_id = "2"  # must be reported: what happened does not change
+
+
+# ---- handlers ----
+
+app = App("app")
+
+
+@app.on(OrderPlaced)  # must be reported: the handler takes another type
+async def another_type(fact: StockReserved, tx: Tx) -> None: ...
+
+
+@app.on(StockReserved, StockRefused)  # must be reported: the handler takes only one of them
+async def only_one(fact: StockReserved) -> None: ...
+
+
+@app.on(OrderPlaced)  # must be reported: the event comes first
+async def wrong_order(tx: Tx, order: OrderPlaced) -> None: ...
+
+
+@app.on(OrderPlaced)  # must be reported: only events are results
+async def result_is_text(order: OrderPlaced) -> str:
+    return order.order_id
+
+
+@app.on(OrderPlaced)  # must be reported: this app has no lifespan that yields a client
+async def other_resources(order: OrderPlaced, tx: Tx[httpx.AsyncClient]) -> None: ...
+
+
+@app.on_batch(OrderPlaced)  # must be reported: a batch handler takes a sequence
+async def one_for_many(order: OrderPlaced, tx: Tx) -> None: ...
+
+
+@notify.on(OrderCancelled)
+async def inside(order: OrderCancelled, tx: Tx[httpx.AsyncClient]) -> None:
+    print(order.order_number)  # must be reported
+    tx.resources.send("/send", to=order.customer_id)  # must be reported
+    tx.put(stock, order.order_id, "many")  # must be reported: the state holds numbers
+    tx.add(stock, order.order_id, "1")  # must be reported
+    tx.put(order.order_id, stock, 1)  # must be reported: the state comes first
+    tx.put("stock/1", order.order_id, 1)  # must be reported: a state, not its name
+    tx.put(stock, 1.5, 1)  # must be reported: a float is no key
+    quantity: str = await tx.get(stock, order.order_id, 0)  # must be reported
+    print(await tx.get(stock, order.order_id) + 1, quantity)  # must be reported: nothing may be stored there
+    print(tx.get(stock, order.order_id, 0) + 1)  # must be reported: reads are awaited
+
+
+# ---- a client ----
+
+
+async def follow(client: Client) -> None:
+    await client.publish(OrderPlaced)  # must be reported: the class, not an event
+    await client.publish("order placed")  # must be reported
+    await client.publish(StockReserved("1"), OrderPlaced("1", "c", "b", (Line("apple", "1"),)))  # must be reported
+    async for record in client.follow(OrderPlaced, start="tomorrow"):  # must be reported
+        print(record)
+    async for record in client.follow(OrderPlaced):
+        print(record.event.line)  # must be reported: it is `lines`
+        print(record.payload)  # must be reported: it is `event`
