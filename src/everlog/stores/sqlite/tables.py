@@ -1,0 +1,108 @@
+"""What a store's file holds.
+
+    meta ──── one row: who the store is, whose it is, the next numbers
+    subscription ─┬─ owned ──── state        what handlers remember, by generation
+                  ├─ progress                 how far each topic partition is handled
+                  ├─ held ◄── request         events whose key is blocked or parked
+                  ├─ timer · attempt · skipped
+                  └─ lease ──► member         who works on which slot
+    outbox ──── issued                        events on their way to the log, and the numbers given
+
+Generations, timers, `attempt` and `skipped` are here from the start, since a table that is added later needs a new version of every file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from everlog.drivers.sqlite.connection import Kind
+from everlog.drivers.sqlite.database import HEAD_TABLE
+
+_TABLES: Final = (
+    HEAD_TABLE
+    + """
+CREATE TABLE meta (
+    identity BLOB NOT NULL, incarnation INTEGER NOT NULL,
+    app TEXT, log BLOB,
+    next_member INTEGER NOT NULL,
+    epoch INTEGER NOT NULL  -- the last one given, to any slot: an epoch names one acquisition for ever, even of a slot that was retired
+) STRICT;
+INSERT INTO meta VALUES (randomblob(16), 1, NULL, NULL, 1, 0);
+
+CREATE TABLE subscription (
+    name TEXT PRIMARY KEY, generation INTEGER NOT NULL,
+    types TEXT NOT NULL  -- JSON: topic -> wire names
+) STRICT, WITHOUT ROWID;
+CREATE TABLE owned (state TEXT PRIMARY KEY, subscription TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE state (
+    subscription TEXT NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
+    key TEXT NOT NULL,  -- canonical JSON array text
+    value BLOB NOT NULL, version INTEGER NOT NULL,
+    PRIMARY KEY (subscription, generation, state, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE progress (
+    subscription TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL, topic TEXT NOT NULL,
+    through INTEGER NOT NULL,
+    unfinished BLOB NOT NULL,  -- MessagePack: offsets, ascending
+    dedupe BLOB NOT NULL,
+    PRIMARY KEY (subscription, generation, partition, topic)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE held (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    subscription TEXT NOT NULL, generation INTEGER NOT NULL, slot INTEGER NOT NULL, key TEXT NOT NULL,
+    record BLOB NOT NULL,  -- MessagePack of StoredRecord
+    cause TEXT NOT NULL, attempts INTEGER NOT NULL, error TEXT NOT NULL, trace TEXT NOT NULL,
+    next_attempt_us INTEGER, held_at_us INTEGER NOT NULL
+) STRICT;
+CREATE INDEX held_by_key ON held (subscription, slot, key, id);
+
+CREATE TABLE request (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    subscription TEXT NOT NULL, slot INTEGER NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL,
+    held_id INTEGER NOT NULL,  -- the record that was the first when it was asked for
+    UNIQUE (subscription, slot, key, action)
+) STRICT;
+
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL, partition INTEGER NOT NULL, key TEXT,
+    record BLOB NOT NULL,  -- MessagePack of NewRecord
+    sequence INTEGER, error TEXT
+) STRICT;
+CREATE INDEX outbox_refused ON outbox (topic, key, id) WHERE error IS NOT NULL;
+CREATE TABLE issued (
+    topic TEXT NOT NULL, partition INTEGER NOT NULL, highest INTEGER NOT NULL, PRIMARY KEY (topic, partition)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE timer (
+    subscription TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, fires_us INTEGER NOT NULL,
+    emitted BLOB NOT NULL,  -- MessagePack of Emitted
+    PRIMARY KEY (subscription, name, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE member (
+    number INTEGER PRIMARY KEY,
+    pid INTEGER NOT NULL, pid_start INTEGER NOT NULL, boot_id TEXT NOT NULL, pid_namespace TEXT NOT NULL,
+    handles TEXT NOT NULL,  -- JSON: names of subscriptions
+    seen_s REAL NOT NULL  -- monotonic time of that boot
+) STRICT;
+CREATE TABLE lease (
+    subscription TEXT NOT NULL, slot INTEGER NOT NULL, epoch INTEGER NOT NULL, member INTEGER, PRIMARY KEY (subscription, slot)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE attempt (
+    subscription TEXT NOT NULL, slot INTEGER NOT NULL,
+    offsets TEXT NOT NULL,  -- JSON
+    began_us INTEGER NOT NULL, PRIMARY KEY (subscription, slot)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE skipped (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    subscription TEXT NOT NULL, key TEXT NOT NULL, record BLOB NOT NULL, error TEXT NOT NULL, skipped_at_us INTEGER NOT NULL
+) STRICT;
+"""
+)
+
+STORE: Final = Kind("store", application_id=0x45565354, version=1, tables=_TABLES)  # "EVST"
