@@ -47,7 +47,9 @@ def canonical_text(value: object) -> str:
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise KeyRefused(f"the key {value!r} is no number: expected a finite Decimal")
-        return "0" if value == 0 else format(value.normalize(), "f")
+        text = format(value, "f")  # not normalize(): that rounds to the precision of the caller's context
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if value == 0 else text
     raise KeyRefused(f"expected a key of type str, int, UUID, Decimal or an enum of these, found {type(value).__name__} {value!r}")
 
 

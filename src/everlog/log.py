@@ -7,10 +7,10 @@ An adapter is a class with these methods and a function `open_log(url, *, clock)
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -150,7 +150,7 @@ class Reader(Protocol):
         ...
 
     def assign(self, after: Mapping[TopicPartition, Offset]) -> None:
-        """Read these partitions as well, behind these offsets; one that is already assigned continues from there."""
+        """Read these partitions as well, behind these offsets. One that is assigned already goes on from where it stands: revoke it first to move it."""
         ...
 
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:
@@ -188,14 +188,14 @@ class Log(Protocol):
         """Return every topic, by name."""
         ...
 
-    async def append(
+    def append(
         self,
         topic: str,
         records: Sequence[NewRecord],
         *,
         producer: ProducerBatch | None = None,
         expect: Expect | None = None,
-    ) -> Appended:
+    ) -> Coroutine[Any, Any, Appended]:
         """Store `records` in the order given: all of one partition's or none of them.
 
         What the result reports as stored survives a crash of what `features.durability` names. A number that was seen is a
@@ -214,6 +214,7 @@ class Log(Protocol):
         Raises:
             TopicMissing, LogReadOnly, SequenceReused, StreamConflict: Nothing was stored.
             FeatureMissing: `expect` was given and `features.conditional_append` is ``False``. Nothing was stored.
+            ValueError: No records, a partition that the topic does not have, or no number for one. Nothing was stored.
         """
         ...
 

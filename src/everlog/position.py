@@ -34,6 +34,7 @@ class _Token(msgspec.Struct, array_like=True, frozen=True):
 
 
 _TOKEN_VERSION: Final = 1
+_RAW_VERSION: Final = msgspec.Raw(msgspec.msgpack.encode(_TOKEN_VERSION))
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -64,13 +65,14 @@ class Position(msgspec.Struct, frozen=True):
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             if zlib.crc32(raw[4:]).to_bytes(4, "big") != raw[:4]:
                 raise ValueError("checksum")
+            version, *_ = msgspec.msgpack.decode(raw[4:], type=list[msgspec.Raw])
+            if version != _RAW_VERSION:
+                raise PositionRefused("the position was made by a newer Everlog: upgrade this one")
             parsed = msgspec.msgpack.decode(raw[4:], type=_Token)
             identity = UUID(bytes=parsed.log)
         except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
             shown = token if len(token) <= 40 else token[:40] + "…"
             raise PositionRefused(f"expected a position as `tail --json` or a record gives it, found {shown!r}") from error
-        if parsed.version != _TOKEN_VERSION:
-            raise PositionRefused(f"the position is of version {parsed.version}; this Everlog reads {_TOKEN_VERSION}: upgrade it")
         if identity != log:
             raise PositionRefused(f"the position belongs to log {identity}, and this log is {log}: start from a time instead")
         return cls(log, {TopicPartition(t, p): Offset(o) for t, parts in parsed.offsets.items() for p, o in parts.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final, cast
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -44,29 +44,47 @@ def first_difference(stored: bytes, declared: bytes) -> str:
         found = _difference("$", msgspec.json.decode(stored), msgspec.json.decode(declared))
     except msgspec.DecodeError:
         found = None
-    return found or "the same JSON in other bytes"
+    return found or "the same JSON, or none, in other bytes"
 
 
 def _difference(path: str, stored: object, declared: object) -> str | None:
-    if isinstance(stored, dict) and isinstance(declared, dict):
-        left, right = cast("dict[str, object]", stored), cast("dict[str, object]", declared)
-        for name in sorted(left.keys() | right.keys()):
-            here = f"{path}.{name}"
-            if name not in left:
-                return f"{here}: only in the code, as {_shown(right[name])}"
-            if name not in right:
-                return f"{here}: only in the log, as {_shown(left[name])}"
-            if found := _difference(here, left[name], right[name]):
-                return found
-        return None
-    if isinstance(stored, list) and isinstance(declared, list):
-        olds, news = cast("list[object]", stored), cast("list[object]", declared)
-        for index, (old, new) in enumerate(zip(olds, news, strict=False)):
-            if found := _difference(f"{path}[{index}]", old, new):
-                return found
-        if len(olds) != len(news):
-            return f"{path}: {len(olds)} elements in the log, {len(news)} in the code"
-        return None
+    if _is_object(stored) and _is_object(declared):
+        return _object_difference(path, stored, declared)
+    if _is_array(stored) and _is_array(declared):
+        return _array_difference(path, stored, declared)
+    return _value_difference(path, stored, declared)
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
+
+
+def _is_array(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
+
+
+def _object_difference(path: str, stored: dict[str, object], declared: dict[str, object]) -> str | None:
+    for name in sorted(stored.keys() | declared.keys()):
+        here = f"{path}.{name}"
+        if name not in stored:
+            return f"{here}: only in the code, as {_shown(declared[name])}"
+        if name not in declared:
+            return f"{here}: only in the log, as {_shown(stored[name])}"
+        if found := _difference(here, stored[name], declared[name]):
+            return found
+    return None
+
+
+def _array_difference(path: str, stored: list[object], declared: list[object]) -> str | None:
+    for index, (old, new) in enumerate(zip(stored, declared, strict=False)):
+        if found := _difference(f"{path}[{index}]", old, new):
+            return found
+    if len(stored) != len(declared):
+        return f"{path}: {len(stored)} elements in the log, {len(declared)} in the code"
+    return None
+
+
+def _value_difference(path: str, stored: object, declared: object) -> str | None:
     # In Python True == 1, and 1 == 1.0; in a schema they are different values.
     if stored == declared and type(stored) is type(declared):
         return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeGuard, TypeVar
 
 from everlog.clock import Clock
 
@@ -76,7 +76,11 @@ def case(*, needs: str | None = None) -> Callable[[Callable[[H], Awaitable[None]
 
 def cases_of(module: ModuleType) -> Sequence[Case[Any]]:
     """Return the cases of a module, in the order in which they are written."""
-    return [value for value in vars(module).values() if isinstance(value, Case)]
+    return [value for value in vars(module).values() if _is_case(value)]
+
+
+def _is_case(value: object) -> TypeGuard[Case[Any]]:
+    return isinstance(value, Case)
 
 
 async def soon(awaitable: Awaitable[T], promise: str) -> T:
@@ -102,15 +106,22 @@ def same(found: object, expected: object, what: str) -> None:
     """
     if found == expected:
         return
-    if isinstance(found, list) and isinstance(expected, list):
-        olds, news = cast("list[object]", found), cast("list[object]", expected)
-        at = next((i for i, (a, b) in enumerate(zip(olds, news, strict=False)) if a != b), min(len(olds), len(news)))
-        shown = f"{_shown(news[at:])} from index {at} of {len(news)}, found {_shown(olds[at:])} of {len(olds)}"
-        raise Broken(f"{what}: expected {shown}")
+    if _is_list(found) and _is_list(expected):
+        raise Broken(f"{what}: {_first_difference(found, expected)}")
     raise Broken(f"{what}: expected {_shown(expected)}, found {_shown(found)}")
 
 
-def holds(statement: bool, what: str) -> None:  # noqa: FBT001 - it is the thing that is checked
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
+
+
+def _first_difference(found: list[object], expected: list[object]) -> str:
+    pairs = enumerate(zip(found, expected, strict=False))
+    at = next((index for index, (one, other) in pairs if one != other), min(len(found), len(expected)))
+    return f"expected {_shown(expected[at:])} from index {at} of {len(expected)}, found {_shown(found[at:])} of {len(found)}"
+
+
+def holds(statement: bool, what: str) -> None:
     """Check that a statement is true.
 
     Raises:
@@ -121,7 +132,7 @@ def holds(statement: bool, what: str) -> None:  # noqa: FBT001 - it is the thing
 
 
 @contextmanager
-def raises(kind: type[Exception], mentioning: str = "") -> Iterator[None]:
+def raises(kind: type[Exception], mentioning: str = "") -> Generator[None]:
     """Check that the block raises an error of `kind` whose text holds `mentioning`.
 
     Raises:

@@ -258,6 +258,10 @@ class MemoryLog:
     async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:  # noqa: ARG002 - the port asks for them
         raise _no_streams("read_stream")
 
+    async def verify(self) -> Sequence[str]:
+        self._check_open()
+        return []  # nothing lies below the records
+
     async def aclose(self) -> None:
         self._closed = True
         for reader in self._readers:
@@ -336,9 +340,9 @@ class MemoryReader:
         return Batch(chunks, through)
 
     def assign(self, after: Mapping[TopicPartition, Offset]) -> None:
-        for where in after:
+        for where, offset in after.items():
             self._partition(where)
-        self._after.update(after)
+            self._after.setdefault(where, offset)
         self._bell.set()
 
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:

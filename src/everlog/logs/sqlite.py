@@ -29,6 +29,7 @@ from everlog.errors import (
     Closed,
     EverlogError,
     FeatureMissing,
+    FileError,
     LogError,
     LogReadOnly,
     StartRefused,
@@ -127,7 +128,7 @@ class _Writer:
         self._last_us = 0
         self._swept_us = 0
 
-    def apply(self, group: Group, jobs: Sequence[_Append | TopicSpec]) -> Sequence[Appended | None | EverlogError]:
+    def apply(self, group: Group, jobs: Sequence[_Append | TopicSpec]) -> Sequence[Appended | None | Exception]:
         """Apply one group: topics at once, records as one chunk per partition at the end."""
         connection = group.connection
         if not group.alone or len(self._numberings) > _REMEMBERED_PRODUCERS:
@@ -138,14 +139,14 @@ class _Writer:
         self._last_us = max(self._last_us, self._clock.wall_us())
         tails: dict[tuple[int, int], _Tail] = {}
         touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
-        results: list[Appended | None | EverlogError] = []
+        results: list[Appended | None | Exception] = []
         for job in jobs:
             try:
                 if isinstance(job, TopicSpec):
                     results.append(self._ensure(connection, job))
                 else:
                     results.append(self._append(connection, job, tails, touched))
-            except EverlogError as refusal:  # decided before anything of the job was changed
+            except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
                 results.append(refusal)
         self._write_chunks(group, tails)
         self._write_producers(connection, touched)
@@ -331,40 +332,43 @@ class SqliteReader:
     def _read(self, max_records: int, max_bytes: int) -> Sequence[Chunk]:
         if not self._after:
             return []
+        chunks: list[Chunk] = []
+        records = size = 0
         with self._log.reading() as connection:
-            ids = self._ids_live(connection) if self._live_id is not None else self._ids_behind(connection)
-            chunks: list[Chunk] = []
-            records = size = 0
+            was_live = self._live_id is not None
+            ids = self._ids_live(connection) if was_live else self._ids_behind(connection)
             for id_, where in ids:
-                (first, body), *_ = connection.execute("SELECT first, body FROM chunk WHERE id = ?", (id_,)).fetchall()
-                chunk = Chunk.from_bytes(body, where, Offset(first), after=self._after[where])
-                self._after[where] = chunk.last
-                if self._live_id is not None:
-                    self._live_id = id_
+                ((first, body),) = connection.execute("SELECT first, body FROM chunk WHERE id = ?", (id_,)).fetchall()
+                try:
+                    chunk = Chunk.from_bytes(body, where, Offset(first), after=self._after[where])
+                except FileError:
+                    if chunks:
+                        break  # what stands before the damage first; the next look meets it again
+                    raise
                 chunks.append(chunk)
+                self._after[where] = chunk.last
+                if was_live:
+                    self._live_id = id_
                 records += len(chunk)
                 size += len(body)
                 if records >= max_records or size >= max_bytes:
-                    self._live_id = None if self._live_id != id_ else id_
                     break
-            return chunks
+        return chunks
 
     def _ids_live(self, connection: apsw.Connection) -> Sequence[tuple[int, TopicPartition]]:
         """Return the next chunks behind the last commit read, of the partitions assigned."""
-        rows = connection.execute(
-            "SELECT id, topic, part, last FROM chunk WHERE id > ? ORDER BY id LIMIT ?", (self._live_id, _IDS_PER_LOOK)
-        ).fetchall()
-        if not rows:
-            return []
-        found: list[tuple[int, TopicPartition]] = []
-        for id_, topic, part, last in rows:
-            where = TopicPartition(self._log.topic_name(connection, topic), part)
-            if last > self._after.get(where, last):
-                found.append((id_, where))
-        if not found:
+        while True:
+            rows = connection.execute(
+                "SELECT id, topic, part, last FROM chunk WHERE id > ? ORDER BY id LIMIT ?", (self._live_id, _IDS_PER_LOOK)
+            ).fetchall()
+            found: list[tuple[int, TopicPartition]] = []
+            for id_, topic, part, last in rows:
+                where = TopicPartition(self._log.topic_name(connection, topic), part)
+                if last > self._after.get(where, last):
+                    found.append((id_, where))
+            if found or not rows:
+                return found
             self._live_id = rows[-1][0]
-            return self._ids_live(connection) if len(rows) == _IDS_PER_LOOK else []
-        return found
 
     def _ids_behind(self, connection: apsw.Connection) -> Sequence[tuple[int, TopicPartition]]:
         """Return the next chunks of every partition, oldest commit first; go live where that is all there is."""

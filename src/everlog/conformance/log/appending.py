@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from everlog.conformance.cases import case, holds, raises, same
@@ -17,8 +19,8 @@ from everlog.conformance.log.harness import (
     records,
     sender,
 )
-from everlog.errors import Closed, EventTooLarge, FeatureMissing
-from everlog.log import ProducerBatch, Status, StreamEnd
+from everlog.errors import Closed, EventTooLarge, FeatureMissing, SequenceReused, TopicMissing
+from everlog.log import Appended, ProducerBatch, Status, StreamEnd
 from everlog.position import TopicPartition
 from everlog.record import NewRecord, StoredRecord, derived_id
 
@@ -230,6 +232,26 @@ async def a_call_that_makes_no_sense_is_refused_and_stores_nothing(harness: LogU
         with raises(ValueError):
             await log.append(TOPIC, [record(0), record(1, partition=1)], producer=sender("p", 0))
         same(await read_to_head(log, everything()), [], "the records")
+
+
+@case()
+async def a_call_that_is_refused_harms_no_other(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.append(TOPIC, [record(0)], producer=sender("p", 0))
+        for number in range(1, 60, 3):  # called at once, so that a log which commits in groups has them in one
+            calls = [
+                log.append(TOPIC, [record(number)]),
+                log.append(TOPIC, [record(number, partition=9)]),
+                log.append("conformance.missing", [record(number)]),
+                log.append(TOPIC, [record(number + 1)]),
+                log.append(TOPIC, [record(0, text="other")], producer=sender("p", 0)),
+                log.append(TOPIC, []),
+                log.append(TOPIC, [record(number + 2)]),
+            ]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            kinds = [type(answer) for answer in answers]
+            same(kinds, [Appended, ValueError, TopicMissing, Appended, SequenceReused, ValueError, Appended], "the outcomes")
+        same(numbers_of(await read_to_head(log, everything())), list(range(61)), "the records")
 
 
 @case()

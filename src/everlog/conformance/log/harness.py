@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
@@ -35,7 +35,7 @@ class LogUnderTest(Protocol):
 
 
 @asynccontextmanager
-async def opened(harness: LogUnderTest) -> AsyncIterator[Log]:
+async def opened(harness: LogUnderTest) -> AsyncGenerator[Log]:
     """Open the log with the two topics of the suite, and close it."""
     log = await harness.open()
     try:

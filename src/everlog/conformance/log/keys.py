@@ -20,9 +20,10 @@ KAFKA_VECTORS: Final = (
     (b"a-little-bit-longer-string", -1486304829),
     (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
     (b"abc", 479470107),
-    (b"78125", -677491393),
+    (b"1", -1993445489),
+    (b"12345", -1188365604),
 )
-"""Bytes and their hash as a signed int: `testMurmur2` of Apache Kafka's `UtilsTest`; the last, for one byte over, from kafkajs."""
+"""Bytes and their hash as a signed int: `testMurmur2` of Apache Kafka's `UtilsTest`; the last two, with one byte over, of Pekko's Kafka hash."""
 
 
 class _Colour(enum.Enum):

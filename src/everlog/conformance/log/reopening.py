@@ -41,13 +41,6 @@ async def a_log_that_is_opened_again_is_the_same(harness: LogUnderTest) -> None:
 
 
 @case(needs="durability")
-async def two_logs_never_have_one_identity(harness: LogUnderTest) -> None:
-    async with opened(harness) as log:
-        holds(log.identity.int != 0, "an identity is random")
-        holds(log.identity.version == 4, "an identity is random: expected a UUID of version 4")
-
-
-@case(needs="durability")
 async def offsets_go_on_after_reopening(harness: LogUnderTest) -> None:
     offsets: list[int] = []
     for start in range(0, 9, 3):

@@ -62,7 +62,7 @@ class Database(Generic[J, R]):
         self,
         path: Path | None,
         kind: Kind,
-        apply: Callable[[Group, Sequence[J]], Sequence[R | EverlogError]],
+        apply: Callable[[Group, Sequence[J]], Sequence[R | Exception]],
         *,
         size_of: Callable[[J], int],
         tick: Callable[[], J | None] | None = None,
@@ -146,13 +146,14 @@ class Database(Generic[J, R]):
 
     async def aclose(self) -> None:
         """Finish the jobs that were queued, and let go of the file. Idempotent."""
-        if self._closed:
+        if os.getpid() != self._pid or self._thread is None:
+            self._closed = True
             return
-        self._closed = True
-        if os.getpid() == self._pid and self._thread is not None:
+        if not self._closed:
+            self._closed = True
             self._jobs.put(None)
-            await self._ended
-            self.bell.close()
+        await asyncio.shield(self._ended)
+        self.bell.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -31,8 +31,9 @@ def this_process() -> Process:
     if sys.platform == "linux":
         stat = _stat(pid)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return Process(pid, stat[1] if stat else 0, boot, os.readlink("/proc/self/ns/pid"))
-    return Process(pid, 0, _boot_session(), "")
+        return Process(pid, stat[1] if stat else 0, boot, str(Path("/proc/self/ns/pid").readlink()))
+    else:  # noqa: RET505 - mypy knows the branches of `sys.platform` by their form
+        return Process(pid, 0, _boot_session(), "")
 
 
 def is_dead(process: Process, *, seen_from: Process) -> bool:
@@ -43,7 +44,7 @@ def is_dead(process: Process, *, seen_from: Process) -> bool:
         stat = _stat(process.pid)
         if stat is not None:
             state, start = stat
-            return state in "ZX" or start != process.start  # a zombie runs no more, and only waits for its parent
+            return state in "ZX" or process.start not in (0, start)  # a zombie runs no more, and only waits for its parent
     try:
         os.kill(process.pid, 0)
     except ProcessLookupError:
@@ -66,4 +67,6 @@ def _stat(pid: int) -> tuple[str, int] | None:
 def _boot_session() -> str:
     import subprocess  # only macOS pays for it
 
-    return subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], check=True, capture_output=True, text=True
+    ).stdout.strip()

@@ -1,0 +1,233 @@
+"""The app as users write it: a declaration of handlers and state, without I/O, until it is run or connected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, overload
+
+from typing_extensions import TypeVar as DefaultTypeVar
+
+from everlog.client import Client
+from everlog.clock import SystemClock
+from everlog.contracts.event import AnyEvent
+from everlog.errors import DeclarationError, FeatureMissing
+from everlog.runtime import opened_log, run_apps
+from everlog.settings import Settings
+from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration
+from everlog.subscriptions.delivery import Delivery
+from everlog.subscriptions.handler import make_handler
+from everlog.subscriptions.state import State
+from everlog.subscriptions.tx import Tx
+
+R = DefaultTypeVar("R", default=None)
+V = TypeVar("V")
+E1 = TypeVar("E1", bound=AnyEvent)
+E2 = TypeVar("E2", bound=AnyEvent)
+E3 = TypeVar("E3", bound=AnyEvent)
+E_contra = TypeVar("E_contra", contravariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
+Emits = TypeVar("Emits", bound=AnyEvent | Sequence[AnyEvent] | None)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class On(Protocol[E_contra, R]):
+    """Takes an async function of an event, or of an event and a `Tx`, and returns it unchanged."""
+
+    @overload
+    def __call__(self, function: Callable[[E_contra], Coroutine[Any, Any, Emits]], /) -> Callable[[E_contra], Coroutine[Any, Any, Emits]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[E_contra, Tx[R]], Coroutine[Any, Any, Emits]], /
+    ) -> Callable[[E_contra, Tx[R]], Coroutine[Any, Any, Emits]]: ...
+
+
+class Subscription(Generic[R]):
+    """A name with its own progress, failures and state, whose handlers share the order per key. Made by `App.subscription`."""
+
+    def __init__(self, app: str, name: str, delivery: Delivery) -> None:
+        if not _NAME.fullmatch(name):
+            raise DeclarationError(f"expected a subscription name of letters, digits, dots, dashes and underscores, found {name!r}")
+        self.name = name
+        self._app = app
+        self._delivery = delivery
+        self._branches: dict[str, Branch] = {}
+        self._states: dict[str, State[Any]] = {}
+
+    @overload
+    def on(self, type1: type[E1], /) -> On[E1, R]: ...
+    @overload
+    def on(self, type1: type[E1], type2: type[E2], /) -> On[E1 | E2, R]: ...
+    @overload
+    def on(self, type1: type[E1], type2: type[E2], type3: type[E3], /) -> On[E1 | E2 | E3, R]: ...
+    @overload
+    def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
+    def on(self, *types: type[AnyEvent]) -> Any:
+        """Return a decorator that makes an async function the handler of these types. It returns the function unchanged.
+
+        Raises:
+            DeclarationError: The function takes or returns something else, or a type has a handler already.
+        """
+
+        def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+            handler = make_handler(function, types)
+            for contract in handler.contracts:
+                known = self._branches.get(contract.name)
+                if known is not None:
+                    raise DeclarationError(
+                        f"{contract.name!r} is handled by {known.handler.name} in subscription {self.name!r} already: give {handler.name} a "
+                        f'subscription of its own: @{self._app}.subscription("…").on({contract.cls.__name__})'
+                    )
+            for contract in handler.contracts:
+                self._branches[contract.name] = Branch(contract, handler)
+            return function
+
+        return declare
+
+    def state(self, name: str, type: type[V]) -> State[V]:  # noqa: A002 the word that reads best where it is called
+        """Declare a state that this subscription writes.
+
+        Raises:
+            DeclarationError: The name has no version or is taken, or values of the type cannot be read back from JSON.
+        """
+        if name in self._states:
+            raise DeclarationError(f"state {name!r} is declared already in subscription {self.name!r}: use what that returned, or another name")
+        state = self._states[name] = State(name, type, subscription=self.name)
+        return state
+
+    def declaration(self) -> SubscriptionDeclaration:
+        """Return what it is, frozen."""
+        return SubscriptionDeclaration(self._app, self.name, dict(self._branches), list(self._states), self._delivery)
+
+    @property
+    def is_empty(self) -> bool:
+        """It handles nothing and keeps nothing."""
+        return not self._branches and not self._states
+
+
+class App(Generic[R]):
+    """A service: what it handles, what it keeps, and what its handlers are given. Importing it does nothing.
+
+    Args:
+        name: Its name in the log and the store, for ever; the source of what it publishes.
+        lifespan: A function that returns an async context manager; what that yields is `tx.resources`.
+        delivery: How its own subscription is delivered to.
+
+    Raises:
+        DeclarationError: The name is none.
+    """
+
+    @overload
+    def __init__(self: App[None], name: str, *, lifespan: None = None, delivery: Delivery = ...) -> None: ...
+    @overload
+    def __init__(self, name: str, *, lifespan: Callable[[], AbstractAsyncContextManager[R]], delivery: Delivery = ...) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        *,
+        lifespan: Callable[[], AbstractAsyncContextManager[R]] | None = None,
+        delivery: Delivery = Delivery(),  # noqa: B008 frozen
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise DeclarationError(f"expected an app name of letters, digits, dots, dashes and underscores, found {name!r}")
+        self.name = name
+        self._lifespan = lifespan
+        self._main: Subscription[R] = Subscription(name, name, delivery)
+        self._others: dict[str, Subscription[R]] = {}
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r})"
+
+    @overload
+    def on(self, type1: type[E1], /) -> On[E1, R]: ...
+    @overload
+    def on(self, type1: type[E1], type2: type[E2], /) -> On[E1 | E2, R]: ...
+    @overload
+    def on(self, type1: type[E1], type2: type[E2], type3: type[E3], /) -> On[E1 | E2 | E3, R]: ...
+    @overload
+    def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
+    def on(self, *types: type[AnyEvent]) -> Any:
+        """Return a decorator that makes an async function the handler of these types, in the app's own subscription.
+
+        Raises:
+            DeclarationError: The function takes or returns something else, or a type has a handler already.
+        """
+        return self._main.on(*types)
+
+    def state(self, name: str, type: type[V]) -> State[V]:  # noqa: A002 the word that reads best where it is called
+        """Declare a state that the app's own subscription writes, and its other subscriptions may read.
+
+        Raises:
+            DeclarationError: The name has no version or is taken, or values of the type cannot be read back from JSON.
+        """
+        return self._main.state(name, type)
+
+    def subscription(self, name: str, *, delivery: Delivery = Delivery()) -> Subscription[R]:  # noqa: B008 frozen
+        """Return another subscription of the app, with its own progress and failures.
+
+        Raises:
+            DeclarationError: The name is none, or taken.
+        """
+        if name == self.name or name in self._others:
+            raise DeclarationError(f"app {self.name!r} has a subscription {name!r} already: use that one, or another name")
+        other: Subscription[R] = Subscription(self.name, name, delivery)
+        self._others[name] = other
+        return other
+
+    def declaration(self) -> AppDeclaration:
+        """Return what it is, frozen: all that the runtime is given.
+
+        Raises:
+            DeclarationError: It has no handler, or a state is declared twice.
+        """
+        subscriptions = [one.declaration() for one in (self._main, *self._others.values()) if not one.is_empty]
+        if not subscriptions:
+            raise DeclarationError(f"app {self.name!r} handles nothing: give it a handler with @{self.name}.on(…)")
+        states = [state for subscription in subscriptions for state in subscription.states]
+        for state in states:
+            if states.count(state) > 1:
+                raise DeclarationError(f"state {state!r} is declared by two subscriptions of app {self.name!r}: one writes it, all may read it")
+        return AppDeclaration(self.name, subscriptions, self._lifespan)
+
+    @asynccontextmanager
+    async def connect(self, settings: Settings | None = None) -> AsyncIterator[Client]:
+        """Open the log and lend a client that publishes under the app's name.
+
+        Args:
+            settings: ``None`` is what the environment says.
+
+        Raises:
+            StartRefused: The log, or a topic in it, is not as declared.
+            FileError: The log's file cannot be used.
+        """
+        chosen = settings if settings is not None else Settings().from_env()
+        clock = SystemClock()
+        has_handlers = not (self._main.is_empty and not self._others)
+        topics = self.declaration().topics if has_handlers else ()
+        async with (
+            opened_log(chosen, clock, topics) as log,
+            Client(log, source=self.name, clock=clock, create_topics=chosen.create_topics) as client,
+        ):
+            yield client
+
+    async def run(self, settings: Settings | None = None) -> None:
+        """Handle events until SIGTERM, SIGINT or cancellation; then finish what is in flight and return.
+
+        Args:
+            settings: ``None`` is what the environment says.
+
+        Raises:
+            StartRefused: Something does not fit together; nothing was handled.
+            EverlogError: The log or the store cannot be used any more; what is committed stays.
+        """
+        await run_apps([self.declaration()], settings if settings is not None else Settings().from_env())
+
+    def stage(self, connection: object, *events: AnyEvent) -> NoReturn:
+        """Put events into the transaction of a connection to the app's own database.
+
+        Raises:
+            FeatureMissing: The store is not in a database that the app shares.
+        """
+        raise FeatureMissing("App.stage", adapter="this store", instead="publish after your commit, or keep your rows in handlers")

@@ -1,0 +1,182 @@
+"""The client of one app or script: its door to the log."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from everlog.clock import Clock
+from everlog.client.follower import Start, follow
+from everlog.client.publisher import Published, Publisher
+from everlog.contracts.contract import Contract, contract_of
+from everlog.contracts.envelope import Origin, address
+from everlog.contracts.event import AnyEvent
+from everlog.contracts.record import Record
+from everlog.contracts.topic import Topic
+from everlog.errors import Closed, EventRefused, FeatureMissing, NotInHandler, TopicMissing
+from everlog.key import canonical_text
+from everlog.log import Log
+from everlog.position import Position
+from everlog.subscriptions.context import in_handler
+
+E = TypeVar("E", bound=AnyEvent)
+E2 = TypeVar("E2", bound=AnyEvent)
+E3 = TypeVar("E3", bound=AnyEvent)
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+
+
+class Client:
+    """Publishes as one source, and follows the log. Made by `App.connect`; safe to share among the tasks of one event loop.
+
+    Args:
+        log: The log, open; closed by whoever opened it.
+        source: Who publishes: the app's name.
+        clock: The publisher's time.
+        create_topics: Make a missing topic when it is first published to or followed.
+        producer: A name under which numbers go on where an earlier sender of the same events stopped; ``None``: a random one.
+    """
+
+    def __init__(self, log: Log, *, source: str, clock: Clock, create_topics: bool = True, producer: str | None = None) -> None:
+        self._log = log
+        self._source = source
+        self._clock = clock
+        self._create_topics = create_topics
+        name = producer or f"{source}-{secrets.token_hex(8)}"
+        self._publisher = Publisher(log, name, named=producer is not None, clock=clock)
+        self._spread = itertools.count(secrets.randbelow(4_096))
+        self._closed = False
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    @property
+    def log(self) -> Log:
+        """The log that it speaks to."""
+        return self._log
+
+    async def publish(
+        self,
+        *events: AnyEvent,
+        key: object = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        within: object = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Published:
+        """Store events and return when they survive what the log's `features.durability` names.
+
+        All are checked before one is sent. Events of one key keep the order of the calls. The events of one call that go to one
+        partition are stored together or not at all.
+
+        Args:
+            events: At most 4,096 instances of classes that were given to a topic.
+            key: The key of all, for topics declared with `key=None`.
+            headers: CloudEvents extensions: names of lower-case letters and digits.
+            idempotency_key: Store the event once per key within 7 days, whoever sends it.
+            within: A transaction of the app's own database, to commit with.
+            timeout_s: How long to wait for an answer, in seconds.
+
+        Raises:
+            EventRefused: An event breaks its contract; names the field. Nothing was stored.
+            NotInHandler: Called inside a handler. Nothing was stored.
+            FeatureMissing: The log or store cannot honour `idempotency_key` or `within`. Nothing was stored.
+            LogReadOnly: The log takes no writes now. Nothing was stored.
+            PublishUnknown: No answer in time; `retry()` is safe.
+        """
+        if in_handler.get():
+            raise NotInHandler(
+                "inside a handler, return the event or write tx.publish(event), so that it is stored together with what the handler "
+                "changes; client.publish_direct(event) sends it at once, and again whenever the handler is tried again"
+            )
+        return await self._publish(events, key, headers, idempotency_key, within, timeout_s)
+
+    async def publish_direct(
+        self,
+        *events: AnyEvent,
+        key: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Published:
+        """Store events as `publish` does, also inside a handler: apart from its unit, and again whenever it is tried again."""
+        return await self._publish(events, key, headers, None, None, timeout_s)
+
+    async def _publish(
+        self,
+        events: tuple[AnyEvent, ...],
+        key: object,
+        headers: Mapping[str, str] | None,
+        idempotency_key: str | None,
+        within: object,
+        timeout_s: float,
+    ) -> Published:
+        self._check_open()
+        if within is not None:
+            raise FeatureMissing("publish(within=...)", adapter="this store", instead="publish after your commit, or keep your rows in handlers")
+        if idempotency_key is not None and not self._log.features.idempotency_keys:
+            raise FeatureMissing("publish(idempotency_key=...)", adapter="this log", instead="publish under a producer's name, or dedupe by the event's id")
+        if not events:
+            raise EventRefused("expected at least one event to publish, found none")
+        origin = Origin(self._source, self._clock.wall_us(), headers or None, self._next_partition)
+        addressed = address(events, origin, key=key)
+        for target in addressed:
+            if not self._publisher.is_open(target.topic):
+                await self._publisher.open(target.topic, self._ensuring(target.topic))
+        return await self._publisher.send(addressed, timeout_s=timeout_s)
+
+    def _next_partition(self, topic: Topic) -> int:
+        return next(self._spread) % topic.partitions
+
+    def _ensuring(self, topic: Topic) -> Any:
+        return lambda: self._log.ensure_topic(topic.spec()) if self._create_topics else self._check_topic(topic)
+
+    async def _check_topic(self, topic: Topic) -> None:
+        if all(spec.name != topic.name for spec in await self._log.topics()):
+            raise TopicMissing(topic.name)
+
+    async def follow(
+        self,
+        *types: type[E] | type[E2] | type[E3],
+        start: Start = "now",
+        after: Position | str | None = None,
+        key: object = None,
+    ) -> AsyncIterator[Record[E | E2 | E3]]:
+        """Yield the records of some types as they are stored, each partition's in order, for ever. Keeps no progress.
+
+        Args:
+            types: Classes that were given to a topic.
+            start: Where to begin: ``"now"``, ``"beginning"``, or at what was logged at or after a time.
+            after: Begin behind a record's `position` or its token, without gap or double. Goes before `start`.
+            key: Only records of this key.
+
+        Raises:
+            EventRefused: A class has no contract.
+            PositionRefused: `after` is damaged or belongs to another log.
+            Closed: The client's log was closed.
+        """
+        self._check_open()
+        contracts: list[Contract[Any]] = [contract_of(cls) for cls in types]
+        if not contracts:
+            raise EventRefused("expected at least one type to follow, found none")
+        position = Position.parse(after, log=self._log.identity) if isinstance(after, str) else after
+        for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
+            await self._ensuring(topic)()
+        text = None if key is None else canonical_text(key)
+        async for record in follow(self._log, contracts, start=start, after=position, key=text):
+            yield record
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the client was closed: publish inside `async with app.connect() as client`")
+
+    async def aclose(self) -> None:
+        """Publish no more. Idempotent; the log stays open."""
+        self._closed = True
+
+

@@ -1,0 +1,88 @@
+"""Following the log: every record of some types, from a position on, pushed as it is stored. No progress, no lease."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal
+
+from everlog.codec import Chunk
+from everlog.contracts.contract import Contract
+from everlog.contracts.record import Record
+from everlog.key import partition_of
+from everlog.log import Log
+from everlog.position import BEGINNING, Offset, Position, TopicPartition
+
+Start = Literal["beginning", "now"] | datetime
+"""Where a reader of the log begins: at the first event, behind the last one, or at the first one logged at or after a time."""
+
+
+async def start_of(log: Log, topic: str, start: Start) -> Mapping[TopicPartition, Offset]:
+    """Return the offsets that a start means in one topic.
+
+    Raises:
+        TopicMissing: It does not exist.
+        ValueError: A time without a zone.
+    """
+    if start == "beginning":
+        position = await log.first(topic)
+    elif start == "now":
+        position = await log.head(topic)
+    else:
+        position = await log.position_at(topic, start)
+    return position.offsets
+
+
+async def follow(
+    log: Log,
+    contracts: Sequence[Contract[Any]],
+    *,
+    start: Start,
+    after: Position | None,
+    key: str | None,
+) -> AsyncIterator[Record[Any]]:
+    """Yield the records of some types, each partition's in order, for ever.
+
+    Args:
+        log: Where from; the topics exist.
+        contracts: Which types.
+        start: Where to begin, where `after` is not given.
+        after: Begin behind this position; a partition that it does not name begins at its first record.
+        key: Only the records of this key.
+    """
+    by_name = {contract.name: contract for contract in contracts}
+    offsets: dict[TopicPartition, Offset] = {}
+    for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
+        here = await start_of(log, topic.name, start if after is None else "beginning")
+        if after is not None:
+            here = {where: after.offsets.get(where, BEGINNING) for where in here}
+        if key is not None and topic.key is not None:
+            mine = TopicPartition(topic.name, partition_of(key, topic.partitions))
+            here = {mine: here[mine]}
+        offsets.update(here)
+    reader = log.reader(offsets)
+    try:
+        while True:
+            batch = await reader.next()
+            for chunk in batch.chunks:
+                wanted = _wanted(chunk, by_name)
+                for index in range(chunk.start, chunk.length):
+                    contract = wanted if wanted is None or isinstance(wanted, Contract) else wanted[index]
+                    offset = chunk.offset(index)
+                    if contract is None or (key is not None and chunk.keys[index] != key):
+                        continue
+                    offsets[chunk.where] = offset
+                    yield Record(chunk.record(index), contract, partial(Position, log.identity, dict(offsets)))
+                offsets[chunk.where] = chunk.last
+    finally:
+        reader.close()
+
+
+def _wanted(chunk: Chunk, by_name: Mapping[str, Contract[Any]]) -> Contract[Any] | Sequence[Contract[Any] | None] | None:
+    """Return the contract of all records of a chunk, or of each; ``None`` where none is asked for."""
+    contracts = [by_name.get(name) for name, _ in chunk.types]
+    if chunk.type_of is None or not any(contracts):
+        return contracts[0]
+    return [contracts[number] for number in chunk.type_of]
+

@@ -1,0 +1,244 @@
+"""Sending under numbers: each record once, in order, and nothing in doubt without a way to resolve it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from everlog.clock import Clock
+from everlog.contracts.envelope import Addressed
+from everlog.contracts.topic import Topic
+from everlog.errors import EverlogError, LogReadOnly, PublishUnknown
+from everlog.log import DEDUPE_RANGE, Appended, Log, ProducerBatch, Status
+from everlog.position import Offset, Position, TopicPartition
+from everlog.record import derived_id
+
+_IN_FLIGHT: Final = DEDUPE_RANGE // 2
+"""Most numbers of a partition between the oldest without an answer and the newest sent."""
+_RETRY_FIRST_S: Final = 0.05
+_RETRY_MOST_S: Final = 1.0
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What became of the events of one call, in their order."""
+
+    ids: Sequence[str]
+    """Each event's id, unique within the source."""
+    position: Position
+    """Behind the events that this call stored. What was stored before, by a retry of a lost answer, is not in it."""
+
+
+class Publisher:
+    """One producer: its numbers in every topic partition, and what is on its way.
+
+    Args:
+        log: Where to.
+        name: The producer's name; no two live senders share one.
+        named: Remembered for ever by the log, and asked for its last numbers before the first record is sent.
+        clock: For waiting between retries.
+    """
+
+    def __init__(self, log: Log, name: str, *, named: bool, clock: Clock) -> None:
+        self.log = log
+        self.name = name
+        self.named = named
+        self.clock = clock
+        self._flows: dict[str, _Flow] = {}
+        self._opened: dict[str, asyncio.Future[None]] = {}
+
+    async def open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
+        """Make a topic ready to be sent to, once: create it, and learn a named producer's last numbers."""
+        opened = self._opened.get(topic.name)
+        if opened is None:
+            opened = self._opened[topic.name] = asyncio.ensure_future(self._open(topic, ensure))
+        try:
+            await asyncio.shield(opened)
+        except EverlogError:
+            self._opened.pop(topic.name, None)  # another call may succeed
+            raise
+
+    async def _open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
+        if ensure is not None:
+            await ensure()
+        last = await self.log.last_sequence(self.name, topic.name) if self.named else {}
+        self._flows[topic.name] = _Flow({partition: number + 1 for partition, number in last.items()})
+
+    def is_open(self, topic: Topic) -> bool:
+        """Tell whether `open` has ended for a topic."""
+        return topic.name in self._flows
+
+    async def send(self, addressed: Sequence[Addressed], *, timeout_s: float) -> Published:
+        """Append records under the next numbers and wait until all are stored.
+
+        Each topic's partitions are stored whole or not at all. A lost answer is asked for again, under the same numbers.
+
+        Raises:
+            PublishUnknown: No answer within `timeout_s` seconds.
+            EverlogError: The log refused some; what of the other partitions is stored stays.
+        """
+        sends: list[_Send] = []
+        started: list[Awaitable[Appended]] = []
+        try:
+            for target in addressed:
+                flow = self._flows[target.topic.name]
+                parts: dict[int, int] = {}
+                for record in target.records:
+                    parts[record.partition] = parts.get(record.partition, 0) + 1
+                if flow.is_full(parts):
+                    await flow.turn(parts)
+                # Numbers are taken and first sent without an await between: n + 1 never leaves before n.
+                send = _Send(self, flow, target, flow.take(parts))
+                sends.append(send)
+                started.append(send.start())
+            return await self._finish(sends, started, timeout_s)
+        finally:
+            for send in sends:
+                send.leave()
+
+    async def _finish(self, sends: Sequence[_Send], started: Sequence[Awaitable[Appended]], timeout_s: float) -> Published:
+        try:
+            async with asyncio.timeout(timeout_s):
+                for send, answer in zip(sends, started, strict=True):
+                    await send.settle(answer)
+        except TimeoutError as error:
+            open_sends = [send for send in sends if not send.is_settled]
+
+            async def retry(timeout_s: float = timeout_s) -> Published:
+                return await self._finish(open_sends, [send.start() for send in open_sends], timeout_s)
+
+            raise PublishUnknown(
+                f"the log did not answer within {timeout_s:g} s, so whether the events are stored is unknown: "
+                f"`await error.retry()` sends them again under the same numbers, and they are stored once",
+                retry,
+            ) from error
+        finally:
+            for answer in started:
+                if asyncio.iscoroutine(answer):
+                    answer.close()
+        return _published(self.log.identity, sends)
+
+
+class _Flow:
+    """The numbers of one producer in the partitions of one topic, and those without an answer."""
+
+    def __init__(self, next_: dict[int, int]) -> None:
+        self._next = next_
+        self._open: dict[int, dict[int, None]] = {}  # partition → first numbers of sends without an answer, oldest first
+        self._line = asyncio.Lock()
+        self._in_line = 0
+        self._room = asyncio.Event()
+
+    def is_full(self, parts: Mapping[int, int]) -> bool:
+        """Tell whether a send has to wait: for answers to older ones, or behind others that wait."""
+        return self._in_line > 0 or not self._fits(parts)
+
+    def _fits(self, parts: Mapping[int, int]) -> bool:
+        for partition, count in parts.items():
+            open_ = self._open.get(partition)
+            if open_ and self._next.get(partition, 0) + count - next(iter(open_)) > _IN_FLIGHT:
+                return False
+        return True
+
+    async def turn(self, parts: Mapping[int, int]) -> None:
+        """Wait in line until there is room."""
+        self._in_line += 1
+        try:
+            async with self._line:
+                while not self._fits(parts):
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._in_line -= 1
+
+    def take(self, parts: Mapping[int, int]) -> Mapping[int, int]:
+        """Return the first number for each partition, and count them as on their way."""
+        first: dict[int, int] = {}
+        for partition, count in parts.items():
+            number = first[partition] = self._next.get(partition, 0)
+            self._next[partition] = number + count
+            self._open.setdefault(partition, {})[number] = None
+        return first
+
+    def leave(self, first: Mapping[int, int]) -> None:
+        """Count a send as answered, or given up."""
+        for partition, number in first.items():
+            self._open[partition].pop(number, None)
+        self._room.set()
+
+
+class _Send:
+    """Records of one topic under their numbers, until the log has said what became of them."""
+
+    def __init__(self, publisher: Publisher, flow: _Flow, target: Addressed, first: Mapping[int, int]) -> None:
+        self._publisher = publisher
+        self._flow = flow
+        self.target = target
+        self.first = first
+        self._was_in_doubt = False
+        self.appended: Appended | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """The log has said what became of it."""
+        return self.appended is not None
+
+    def start(self) -> Awaitable[Appended]:
+        """Hand the records to the log, now."""
+        sender = self._publisher
+        batch = ProducerBatch(sender.name, self.first, sender.named)
+        return sender.log.append(self.target.topic.name, self.target.records, producer=batch)
+
+    async def settle(self, answer: Awaitable[Appended]) -> None:
+        """Wait for the answer; send again, under the same numbers, as long as it is unknown."""
+        for attempt in itertools.count(1):
+            try:
+                appended = await answer
+            except LogReadOnly:
+                if not self._was_in_doubt:
+                    raise
+            else:
+                if appended.settled:
+                    self.appended = appended
+                    return
+                refused = next((e for s, e in zip(appended.statuses, appended.errors, strict=True) if s is Status.REFUSED), None)
+                if refused is not None:
+                    raise refused
+                self._was_in_doubt = True
+            pause_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**attempt)
+            await self._publisher.clock.sleep(random.uniform(0, pause_s))  # noqa: S311 full jitter, no secret
+            answer = self.start()
+
+    def leave(self) -> None:
+        """Let later sends have the room that this one took."""
+        self._flow.leave(self.first)
+
+    def ids(self) -> Sequence[str]:
+        """Return the id of each record."""
+        numbers = dict(self.first)
+        ids: list[str] = []
+        for record in self.target.records:
+            number = numbers[record.partition]
+            numbers[record.partition] = number + 1
+            ids.append(record.id or derived_id(self._publisher.name, self.target.topic.name, record.partition, number))
+        return ids
+
+
+def _published(log: UUID, sends: Sequence[_Send]) -> Published:
+    by_place: list[tuple[int, str]] = []
+    offsets: dict[TopicPartition, Offset] = {}
+    for send in sends:
+        by_place.extend(zip(send.target.places, send.ids(), strict=True))
+        if send.appended is None:
+            continue
+        for record, offset in zip(send.target.records, send.appended.offsets, strict=True):
+            if offset is not None:
+                where = TopicPartition(send.target.topic.name, record.partition)
+                offsets[where] = max(offset, offsets.get(where, offset))
+    by_place.sort()
+    return Published([id_ for _, id_ in by_place], Position(log, offsets))

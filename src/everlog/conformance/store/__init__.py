@@ -1,0 +1,17 @@
+"""The conformance suite of the Store port: every promise of `everlog.store`, as a case whose name is the promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everlog.conformance.cases import Case, cases_of
+from everlog.conformance.store import changing, holding, lasting, naming, owning, progressing, sending
+from everlog.conformance.store.harness import StoreUnderTest
+
+__all__ = ["StoreUnderTest", "cases"]
+
+
+def cases() -> Sequence[Case[StoreUnderTest]]:
+    """Return every case. Run those that `Case.applies_to(store.features)`, each with a fresh `StoreUnderTest`."""
+    modules = (naming, owning, changing, progressing, holding, sending, lasting)
+    return [case for module in modules for case in cases_of(module)]

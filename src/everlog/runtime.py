@@ -1,0 +1,300 @@
+"""An app at work in this process: opens what it needs, runs its subscriptions, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final, NamedTuple
+
+from everlog.clock import Clock, SystemClock
+from everlog.contracts.topic import Topic
+from everlog.errors import EverlogError, LeaseLost
+from everlog.log import Log
+from everlog.settings import Settings, open_log, open_store, resolve, shown
+from everlog.store import Progress, Slot, Store, StoreStatus, Unit
+from everlog.subscriptions.committer import Committer
+from everlog.subscriptions.declaration import AppDeclaration
+from everlog.subscriptions.engine import READ_AHEAD_BYTES, Engine, Surroundings
+from everlog.subscriptions.overlay import Overlay
+from everlog.subscriptions.progress import SlotWork
+from everlog.subscriptions.relay import Relay
+from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, read_reports, reports_of
+from everlog.subscriptions.slots import Slots
+from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced
+from everlog.subscriptions.units import Units
+
+REPORT_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 0.05
+_TURN_EVERY_S: Final = 0.5
+_SECOND_SIGNAL_EXIT: Final = 143
+
+_logger: Final = logging.getLogger("everlog")
+
+
+class Ready(NamedTuple):
+    """What an app works with, once it does."""
+
+    app: str
+    log_url: str
+    store_url: str
+    status: StoreStatus
+
+
+class AppRuntime:
+    """One app at work on an open log.
+
+    Args:
+        declaration: What to run.
+        log: The log; closed by whoever opened it.
+        settings: Where the store is, and how long things may take.
+        clock: The time.
+    """
+
+    def __init__(self, declaration: AppDeclaration, log: Log, settings: Settings, clock: Clock) -> None:
+        self._declaration = declaration
+        self._log = log
+        self._settings = settings
+        self._clock = clock
+        self._topics: dict[str, Topic] = {}
+        self._engines: dict[str, Engine] = {}
+        self._slots: list[Slots] = []
+        self._look = asyncio.Event()
+        self._reported: list[ProgressReported] = []
+        self.store: Store
+        self._committer: Committer
+        self._relay: Relay
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[Ready], None] | None = None) -> None:
+        """Work until `stop` is set; then finish what is in flight within the grace period, and give everything back.
+
+        Raises:
+            StartRefused: Something does not fit together. Nothing was handled.
+            EverlogError: The log or the store cannot be used any more. What is committed stays.
+        """
+        async with AsyncExitStack() as stack:
+            self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
+            stack.push_async_callback(self.store.aclose)
+            status = await self._prepare()
+            resources: object = None
+            if self._declaration.lifespan is not None:
+                resources = await stack.enter_async_context(self._declaration.lifespan())
+            await self._build(resources, status)
+            tasks = [asyncio.create_task(work) for work in self._work()]
+            stack.push_async_callback(_cancelled, tasks)
+            if on_ready is not None:
+                url = shown(resolve(self._settings.store_url, app=self._declaration.name))
+                on_ready(Ready(self._declaration.name, shown(resolve(self._settings.log_url)), url, await self.store.status()))
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopping.cancel()
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises: no task ends by itself
+            await self._stop()
+
+    async def _prepare(self) -> StoreStatus:
+        """Register, make topics, check that everything belongs together, and decide where each subscription begins."""
+        declaration, settings, log, store = self._declaration, self._settings, self._log, self.store
+        for subscription in declaration.subscriptions:
+            subscription.check()
+        registered = await store.register(declaration.spec(), log=log.identity, accept_grown=settings.new_types == "now")
+        if settings.new_types != "now":
+            check_grown(declaration, registered)
+        if settings.create_topics:
+            for topic in (*declaration.topics, progress_topic):
+                await log.ensure_topic(topic.spec())
+        await check_log(declaration.name, log, store, registered)
+        status = await store.status()
+        is_new = not any(subscription.progress for subscription in status.subscriptions)
+        if is_new and store.features.durability != "memory" and not settings.accept_new_store:
+            stores = {report.app: str(report.store) for report, _ in (await read_reports(log)).values()}
+            check_replaced(declaration.name, store, stores)
+        stored = {subscription.name: subscription for subscription in status.subscriptions}
+        for subscription in declaration.subscriptions:
+            await begin(log, store, subscription, stored.get(subscription.name))
+        return await store.status()
+
+    async def _build(self, resources: object, status: StoreStatus) -> None:
+        declaration, store, clock = self._declaration, self.store, self._clock
+        names = [subscription.name for subscription in declaration.subscriptions]
+        alive_s = max(subscription.delivery.time_limit_s for subscription in declaration.subscriptions)
+        joined = await store.join(names, alive_s=alive_s)
+        versions = itertools.count(joined.version_base + 1)
+        overlay = Overlay(store)
+        self._committer = Committer(store, clock, self._snapshot)
+        self._relay = Relay(self._log, store, self._topics, create_topics=self._settings.create_topics, clock=clock)
+        around = Surroundings(declaration.name, self._log, store, self._committer, overlay, clock, resources)
+        generations = {subscription.name: subscription.generation for subscription in status.subscriptions}
+        for topic in declaration.topics:
+            self._topics[topic.name] = topic
+        for subscription in declaration.subscriptions:
+            units = Units(
+                declaration.name,
+                subscription.name,
+                generations[subscription.name],
+                versions=versions,
+                overlay=overlay,
+                topics=self._topics,
+                clock=clock,
+            )
+            engine = Engine(subscription, around, units, read_ahead_bytes=READ_AHEAD_BYTES // len(names))
+            self._engines[subscription.name] = engine
+            slots = Slots(engine, store, joined.member)
+            self._slots.append(slots)
+            await slots.settle()
+
+    def _work(self) -> Sequence[Coroutine[Any, Any, None]]:
+        engines = [task for engine in self._engines.values() for task in engine.tasks()]
+        return [self._committer.run(), self._relay.run(), self._hear(), self._keep_share(), self._turn(), self._report(), *engines]
+
+    def _snapshot(self, work: SlotWork, units: Sequence[Unit]) -> list[Progress]:
+        return list(self._engines[work.slot.subscription].snapshot(work, units))
+
+    async def _hear(self) -> None:
+        """Pass the store's bell on."""
+        while True:
+            await self.store.wait(self._settings.lease_s / 3)
+            self._relay.wake()
+            self._look.set()
+
+    async def _keep_share(self) -> None:
+        """Keep an even share of the slots, and answer what command lines ask for."""
+        while True:
+            await self._look.wait()
+            self._look.clear()
+            for slots in self._slots:
+                await slots.settle()
+            await self._answer()
+            await self._clock.sleep(_LOOK_EVERY_S)  # one look for many commits
+
+    async def _answer(self) -> None:
+        owned = {Slot(name, number): (engine, work) for name, engine in self._engines.items() for number, work in engine.works.items()}
+        for request in await self.store.requests(list(owned)):
+            engine, work = owned[request.slot]
+            try:
+                if not await engine.answer(work, request):
+                    self._look.set()
+            except LeaseLost:
+                engine.lose_slot(work)
+
+    async def _turn(self) -> None:
+        """Show the store that the event loop turns."""
+        while True:
+            self.store.turned()
+            await self._clock.sleep(_TURN_EVERY_S)
+
+    async def _report(self) -> None:
+        while True:
+            await self._report_once()
+            await self._clock.sleep(REPORT_EVERY_S)
+
+    async def _report_once(self) -> None:
+        """Append where the app stands to the log, if that has changed. The process that sends the outbox speaks for all."""
+        if not self._relay.is_ours:
+            return
+        reports = reports_of(self.store.identity, await self.store.status())
+        changed = [report for report in reports if report not in self._reported]
+        if not changed:
+            return
+        try:
+            await publish_reports(self._log, self._declaration.name, changed, self._clock.wall_us())
+        except EverlogError as error:
+            _logger.warning("%s: its progress is not shown for now: %s", self._declaration.name, error)
+        else:
+            self._reported = reports
+
+    async def _stop(self) -> None:
+        """Finish what is in flight, as far as the grace period goes."""
+        try:
+            async with asyncio.timeout(self._settings.grace_s):
+                await asyncio.gather(*[engine.stop() for engine in self._engines.values()])
+                if self._relay.is_ours:
+                    await self._relay.drain()
+                    await self._report_once()
+        except TimeoutError:
+            _logger.warning("%s: the grace period of %g s is over; what was in flight will be handled again", self._declaration.name, self._settings.grace_s)
+        for engine in self._engines.values():
+            engine.close()
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_apps(
+    declarations: Sequence[AppDeclaration],
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    on_ready: Callable[[Ready], None] | None = None,
+) -> None:
+    """Run apps in this process, on one log, until SIGTERM or SIGINT, or until one of them cannot go on.
+
+    Raises:
+        StartRefused: One of them does not start.
+        EverlogError: The log or a store cannot be used any more.
+    """
+    clock = clock or SystemClock()
+    stop = asyncio.Event()
+    with _signals(stop):
+        log = await open_log(settings, clock=clock)
+        try:
+            apps = [AppRuntime(declaration, log, settings, clock) for declaration in declarations]
+            runs = [asyncio.create_task(app.run(stop, on_ready)) for app in apps]
+            try:
+                await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                results = await asyncio.gather(*runs, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+        finally:
+            await log.aclose()
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process at once: nothing is half committed."""
+    loop = asyncio.get_running_loop()
+
+    def stop_now(number: int) -> None:
+        if stop.is_set():
+            os._exit(_SECOND_SIGNAL_EXIT if number == signal.SIGTERM else 128 + number)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, stop_now, number)
+    except (ValueError, RuntimeError):  # not the main thread: whoever has it handles signals
+        numbers = ()
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def opened_log(settings: Settings, clock: Clock, topics: Sequence[Topic] = ()) -> AsyncIterator[Log]:
+    """Open the log that the settings name, with these topics in it, and close it at the end."""
+    log = await open_log(settings, clock=clock)
+    try:
+        if settings.create_topics:
+            for topic in topics:
+                await log.ensure_topic(topic.spec())
+        yield log
+    finally:
+        await log.aclose()
+

@@ -1,0 +1,152 @@
+"""Settings: where the log and the store are, and how long things may take. Flag > environment > code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from everlog.clock import Clock
+from everlog.errors import StartRefused, UnknownAdapter
+from everlog.log import Log
+from everlog.store import Store
+
+FOLDER: Final = ".everlog"
+_PREFIX: Final = "EVERLOG_"
+_TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
+_P = TypeVar("_P")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an app runs. Every field has an environment variable: `EVERLOG_` and its name in capitals.
+
+    Attributes:
+        log_url: Where the log is: `sqlite:PATH`, `memory:`. A path that starts with `.everlog/` is looked for upwards.
+        store_url: Where the store is: `sqlite:PATH`, `sqlite::memory:`. `{app}` stands for the app's name.
+        create_topics: Make missing topics. Without it a missing topic is an error.
+        lease_s: Seconds without a sign of life after which another process takes a slot over.
+        grace_s: Seconds that a stop waits for handlers in flight.
+        new_types: What a stored subscription does with a type that is new to it on a topic that it has read already: `refuse` to start, or
+            handle it from `now` on.
+        accept_new_store: Start with an empty store although the log knows the app with another one: everything is handled again.
+    """
+
+    log_url: str = "sqlite:.everlog/log.db"
+    store_url: str = "sqlite:.everlog/{app}.db"
+    create_topics: bool = True
+    lease_s: float = 5.0
+    grace_s: float = 30.0
+    new_types: str = "refuse"
+    accept_new_store: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lease_s <= 0 or self.grace_s < 0:
+            raise StartRefused(f"expected lease_s above 0 and grace_s of at least 0, found {self.lease_s} and {self.grace_s}")
+        if self.new_types not in ("refuse", "now"):
+            raise StartRefused(f"expected new_types to be 'refuse' or 'now', found {self.new_types!r}")
+
+    def from_env(self, environ: Mapping[str, str] | None = None) -> Settings:
+        """Return these settings with what the environment says instead.
+
+        Raises:
+            StartRefused: A variable holds what its setting cannot be, or starts with `EVERLOG_` and names no setting.
+        """
+        environ = os.environ if environ is None else environ
+        changes: dict[str, Any] = {}
+        known = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(self)}
+        for variable, text in environ.items():
+            field = known.get(variable)
+            if field is None:
+                if variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
+                    raise StartRefused(f"{variable} names no setting: expected one of {', '.join(sorted(known))}")
+                continue
+            changes[field.name] = _parsed(variable, text, getattr(self, field.name))
+        return dataclasses.replace(self, **changes)
+
+
+_OTHER_VARIABLES: Final = frozenset({"EVERLOG_REQUIRE_SERVERS"})
+
+
+def _parsed(variable: str, text: str, default: object) -> object:
+    if isinstance(default, bool):
+        word = text.strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        raise StartRefused(f"{variable}: expected 1 or 0, found {text!r}")
+    if isinstance(default, float):
+        try:
+            return float(text)
+        except ValueError as error:
+            raise StartRefused(f"{variable}: expected a number of seconds, found {text!r}") from error
+    return text
+
+
+def find_folder(start: Path, home: Path) -> Path:
+    """Return the `.everlog` folder for work in `start`: the nearest one upwards, like `.git`, or else one to be made in `start`.
+
+    The search ends at the first folder with `.git` or `pyproject.toml`, and before `home`.
+    """
+    for folder in (start, *start.parents):
+        if folder == home:
+            break
+        if (folder / FOLDER).is_dir():
+            return folder / FOLDER
+        if (folder / ".git").exists() or (folder / "pyproject.toml").exists():
+            break
+    return start / FOLDER
+
+
+def resolve(url: str, *, app: str = "") -> str:
+    """Return the URL with `{app}` filled in and `.everlog/` found."""
+    url = url.replace("{app}", app)
+    scheme, _, place = url.partition(":")
+    if scheme == "sqlite" and place.startswith(FOLDER + "/"):
+        return f"{scheme}:{find_folder(Path.cwd(), Path.home()) / place.removeprefix(FOLDER + '/')}"
+    return url
+
+
+def shown(url: str) -> str:
+    """Return a URL as it may be printed: without what stands between `//` and `@`, and without its query."""
+    head, separator, rest = url.partition("//")
+    if not separator:
+        return url
+    rest, *_ = rest.partition("?")
+    return f"{head}//{rest.rpartition('@')[2]}"
+
+
+async def open_log(settings: Settings, *, clock: Clock) -> Log:
+    """Open the log that the settings name.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+        EverlogError: What the adapter says.
+    """
+    url = resolve(settings.log_url)
+    open_: Callable[..., Awaitable[Log]] = _adapter("log", url)
+    return await open_(url, clock=clock)
+
+
+async def open_store(settings: Settings, app: str, *, clock: Clock) -> Store:
+    """Open the store of an app that the settings name.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+        EverlogError: What the adapter says.
+    """
+    url = resolve(settings.store_url, app=app)
+    open_: Callable[..., Awaitable[Store]] = _adapter("store", url)
+    return await open_(url, clock=clock, lease_s=settings.lease_s)
+
+
+def _adapter(port: str, url: str) -> Any:
+    """Return the opening function that the URL's scheme names, loading its module now and not before."""
+    scheme = url.partition(":")[0]
+    found = {point.name: point for point in entry_points(group=f"everlog.{port}s")}
+    if scheme not in found:
+        raise UnknownAdapter(port, shown(url), list(found))
+    return cast("Any", found[scheme].load())

@@ -1,0 +1,5 @@
+"""The store in one SQLite file per app: the default, for the processes of one machine."""
+
+from everlog.stores.sqlite.store import SqliteStore, open_store
+
+__all__ = ["SqliteStore", "open_store"]

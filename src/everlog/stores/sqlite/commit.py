@@ -1,0 +1,226 @@
+"""Applying units: one transaction for many handler calls, each of them whole or not at all.
+
+Every unit is judged first, against the rows as the units before it leave them; only then is anything written. So a unit that is
+not applied needs no savepoint, and each table gets its rows of the whole group in one statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import apsw
+import msgspec
+
+from everlog.drivers.sqlite.rows import rows_of
+from everlog.position import Offset, TopicPartition
+from everlog.store import Add, Delete, Lease, Outcome, Progress, Put, ScanRead, Slot, StateKey, Unit
+from everlog.stores.sqlite.amount import total
+from everlog.stores.sqlite.leases import is_valid
+from everlog.stores.sqlite.names import Names, names
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+_ROW: Final = "SELECT value, version FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?"
+_PUT_ROW: Final = (
+    "INSERT INTO state VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (subscription, generation, state, key) DO UPDATE SET value = excluded.value, version = excluded.version"
+)
+_DELETE_ROW: Final = "DELETE FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?"
+SCAN: Final = (
+    "SELECT key, value, version FROM state WHERE subscription = ?1 AND generation = ?2 AND state = ?3 AND key >= ?4 AND key < ?5 "
+    "UNION ALL SELECT key, value, version FROM state WHERE subscription = ?1 AND generation = ?2 AND state = ?3 AND key = ?6 "
+    "ORDER BY key"
+)
+_PUT_PROGRESS: Final = (
+    "INSERT INTO progress (subscription, generation, partition, topic, through, unfinished, dedupe) VALUES (?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (subscription, generation, partition, topic) "
+    "DO UPDATE SET through = excluded.through, unfinished = excluded.unfinished, dedupe = excluded.dedupe"
+)
+_EMIT: Final = "INSERT INTO outbox (topic, partition, key, record) VALUES (?, ?, ?, ?)"
+_HOLD: Final = (
+    "INSERT INTO held (subscription, generation, slot, key, record, cause, attempts, error, trace, next_attempt_us, held_at_us) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+# What was only behind another has now failed itself. What could not be read stays so marked: newer code will redrive it.
+_RETRIED: Final = (
+    "UPDATE held SET attempts = ?, error = ?, trace = ?, next_attempt_us = ?, "
+    "cause = CASE cause WHEN 'behind' THEN 'failed' ELSE cause END WHERE id = ?"
+)
+_RELEASE: Final = "DELETE FROM held WHERE id = ?"
+_SET_TIMER: Final = (
+    "INSERT INTO timer VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (subscription, name, key) DO UPDATE SET fires_us = excluded.fires_us, emitted = excluded.emitted"
+)
+_DELETE_TIMER: Final = "DELETE FROM timer WHERE subscription = ? AND name = ? AND key = ?"
+
+_Row = tuple[bytes | None, int]
+
+
+class Span(NamedTuple):
+    """The keys that start with the whole elements of a prefix: those in `low` ≤ key < `high`, and `exact`."""
+
+    low: str
+    high: str
+    exact: str
+
+
+def span_of(prefix: str) -> Span:
+    """Return where in the order of texts the keys with this prefix stand.
+
+    In canonical JSON an element is followed by `,` or by `]`. So behind `["a"` come `["a",…` and `["a"]` itself, never `["ab"]`; and of
+    `[1`, which is also the start of `[12]`, `[1,` is not. `-` is the sign after `,` and a backslash the one after `[`.
+    """
+    if prefix == "[]":
+        return Span("[", "\\", "")
+    return Span(prefix[:-1] + ",", prefix[:-1] + "-", prefix)
+
+
+def commit(
+    connection: apsw.Connection,
+    units: Sequence[Unit],
+    leases: Sequence[Lease],
+    progress: Sequence[tuple[Slot, Progress]],
+    *,
+    now_us: int,
+) -> Sequence[Outcome]:
+    """Carry out `Store.commit` inside the transaction of its group. Nothing is written before every unit was judged."""
+    known = names(connection)
+    owned = {lease.slot for lease in leases if is_valid(connection, lease)}
+    rows = _Rows(connection, known)
+    outcomes: list[Outcome] = []
+    applied: list[Unit] = []
+    put_back: dict[tuple[Slot, TopicPartition], set[Offset]] = {}
+    broken_lanes: set[tuple[Slot, str | None]] = set()
+    for unit in units:
+        lane = (unit.slot, unit.lane)
+        if unit.slot not in owned:
+            outcome = Outcome.FENCED
+        elif lane in broken_lanes:
+            outcome = Outcome.DROPPED
+        else:
+            outcome = rows.apply(unit)
+        outcomes.append(outcome)
+        if outcome is Outcome.COMMITTED:
+            applied.append(unit)
+            continue
+        if unit.lane is not None:
+            broken_lanes.add(lane)
+        for where, offset in unit.finishes:
+            put_back.setdefault((unit.slot, where), set()).add(offset)
+    progressed = [
+        (
+            slot.subscription, known.generation(slot.subscription), at.where.partition, at.where.topic, at.through,
+            _unfinished(at, put_back.get((slot, at.where))), at.dedupe,
+        )
+        for slot, at in progress
+        if slot in owned
+    ]  # fmt: skip
+    holds = [
+        (
+            unit.slot.subscription, known.generation(unit.slot.subscription), unit.slot.number, hold.key, _encode(hold.record),
+            hold.cause.value, hold.attempts, hold.error, hold.trace, hold.next_attempt_us, now_us,
+        )
+        for unit in applied
+        for hold in unit.holds
+    ]  # fmt: skip
+    rows.write()
+    connection.executemany(_PUT_PROGRESS, progressed)
+    connection.executemany(_HOLD, holds)
+    _write_rest(connection, applied)
+    return outcomes
+
+
+def _unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
+    if not put_back:
+        return _encode(sorted(progress.unfinished))
+    # An offset above `through` is not claimed to be finished, so it needs no exception.
+    return _encode(sorted({*progress.unfinished, *(offset for offset in put_back if offset <= progress.through)}))
+
+
+def _write_rest(connection: apsw.Connection, units: Sequence[Unit]) -> None:
+    """Write what needs no judgement, a table at a time."""
+    connection.executemany(
+        _EMIT,
+        [
+            (emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record))
+            for unit in units
+            for emitted in unit.emits
+        ],
+    )
+    connection.executemany(_RELEASE, [(held_id,) for unit in units for held_id in unit.releases])
+    connection.executemany(
+        _RETRIED,
+        [
+            (retried.attempts, retried.error, retried.trace, retried.next_attempt_us, retried.held_id)
+            for unit in units
+            if (retried := unit.retried) is not None
+        ],
+    )
+    timers = {(unit.slot.subscription, timer.name, timer.key): timer for unit in units for timer in unit.timers}
+    connection.executemany(
+        _SET_TIMER,
+        [(*place, timer.fires_us, _encode(timer.emitted)) for place, timer in timers.items() if timer.emitted is not None],
+    )
+    connection.executemany(_DELETE_TIMER, [place for place, timer in timers.items() if timer.emitted is None])
+
+
+class _Rows:
+    """The rows of state as the units applied so far leave them. Each is read at most once and written at most once."""
+
+    def __init__(self, connection: apsw.Connection, known: Names) -> None:
+        self._connection = connection
+        self._names = known
+        self._rows: dict[StateKey, _Row] = {}  # what was read or changed
+        self._changed: dict[StateKey, _Row] = {}
+
+    def apply(self, unit: Unit) -> Outcome:
+        """Take the unit's writes, if all that it read still stands and its amounts can be added. Otherwise take nothing."""
+        for key, version in unit.reads.items():
+            if self._row(key)[1] != version:
+                return Outcome.CONFLICT
+        for scan in unit.scans:
+            if not self._still_shows(scan):
+                return Outcome.CONFLICT
+        changes: dict[StateKey, _Row] = {}
+        for key, write in unit.writes.items():
+            match write:
+                case Put(value):
+                    changes[key] = (value, unit.version)
+                case Add(amount):
+                    added = total(self._row(key)[0], amount)
+                    if added is None:
+                        return Outcome.REFUSED
+                    changes[key] = (added, unit.version)
+                case Delete():
+                    changes[key] = (None, 0)
+        self._rows.update(changes)
+        self._changed.update(changes)
+        return Outcome.COMMITTED
+
+    def write(self) -> None:
+        """Bring the changes into the database."""
+        places = {key: (*self._names.state(key[0]), *key) for key in self._changed}
+        self._connection.executemany(
+            _PUT_ROW, [(*places[key], value, version) for key, (value, version) in self._changed.items() if value is not None]
+        )
+        self._connection.executemany(_DELETE_ROW, [places[key] for key, (value, _) in self._changed.items() if value is None])
+
+    def _row(self, key: StateKey) -> _Row:
+        row = self._rows.get(key)
+        if row is None:
+            found: list[_Row] = rows_of(self._connection, _ROW, (*self._names.state(key[0]), *key))
+            row = self._rows[key] = found[0] if found else (None, 0)
+        return row
+
+    def _still_shows(self, scan: ScanRead) -> bool:
+        span = span_of(scan.prefix)
+        place = self._names.state(scan.state)
+        now = {key: version for key, _, version in rows_of(self._connection, SCAN, (*place, scan.state, *span))}
+        for (state, key), (value, version) in self._changed.items():
+            if state == scan.state and (span.low <= key < span.high or key == span.exact):
+                if value is None:
+                    now.pop(key, None)
+                else:
+                    now[key] = version
+        return now == dict(scan.rows)

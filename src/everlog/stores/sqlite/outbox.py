@@ -1,0 +1,86 @@
+"""The outbox: events on their way to the log, in the order of the commits, and the numbers that the relay gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from everlog.drivers.sqlite.rows import first_of, rows_of
+from everlog.position import TopicPartition
+from everlog.record import NewRecord
+from everlog.store import RELAY, Emitted, Lease, OutboxRow
+from everlog.stores.sqlite.leases import check
+
+_COLUMNS: Final = "id, topic, partition, record, sequence, error"
+# Both ask the index of refused rows, which is empty but for an alarm. A null key is equal to nothing: it waits behind nobody.
+_BEHIND: Final = (
+    "EXISTS (SELECT 1 FROM outbox AS r WHERE r.topic = o.topic AND r.key = o.key AND r.error IS NOT NULL AND r.id < o.id)"
+)
+
+_decode: Final = msgspec.msgpack.Decoder(NewRecord).decode
+
+
+def waiting(connection: apsw.Connection, after: int, limit: int) -> Sequence[OutboxRow]:
+    """Return rows behind the id `after`, without those that were refused and those behind them."""
+    rows = rows_of(
+        connection,
+        f"SELECT {_COLUMNS} FROM outbox AS o WHERE id > ? AND error IS NULL AND NOT {_BEHIND} ORDER BY id LIMIT ?",
+        (after, limit),
+    )
+    return [_outbox_row(row) for row in rows]
+
+
+def number(connection: apsw.Connection, lease: Lease, rows: Sequence[int], done: Sequence[int]) -> Sequence[OutboxRow]:
+    """Carry out `Store.number` inside the transaction of its group."""
+    check(connection, lease, RELAY)
+    connection.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row in done])
+    highest = dict(issued(connection))
+    numbered: list[OutboxRow] = []
+    given: list[tuple[int, int]] = []
+    changed: set[TopicPartition] = set()
+    for row_id in sorted(set(rows)):
+        for row in rows_of(connection, f"SELECT {_COLUMNS} FROM outbox WHERE id = ?", (row_id,)):
+            found = _outbox_row(row)
+            if found.sequence is None:
+                where = TopicPartition(found.emitted.topic, found.emitted.record.partition)
+                highest[where] = highest.get(where, -1) + 1
+                found = msgspec.structs.replace(found, sequence=highest[where])
+                given.append((highest[where], row_id))
+                changed.add(where)
+            numbered.append(found)
+    connection.executemany("UPDATE outbox SET sequence = ? WHERE id = ?", given)
+    connection.executemany(
+        "INSERT INTO issued VALUES (?, ?, ?) ON CONFLICT (topic, partition) DO UPDATE SET highest = excluded.highest",
+        [(*where, highest[where]) for where in changed],
+    )
+    return numbered
+
+
+def refuse(connection: apsw.Connection, lease: Lease, row: int, error: str) -> None:
+    """Carry out `Store.refuse` inside the transaction of its group."""
+    check(connection, lease, RELAY)
+    connection.execute("UPDATE outbox SET error = ? WHERE id = ?", (error, row))
+
+
+def issued(connection: apsw.Connection) -> Mapping[TopicPartition, int]:
+    """Return the highest number given in each topic partition."""
+    rows = rows_of(connection, "SELECT topic, partition, highest FROM issued")
+    return {TopicPartition(topic, partition): highest for topic, partition, highest in rows}
+
+
+def counts(connection: apsw.Connection) -> tuple[int, int]:
+    """Return how many rows there are, and how many of them were refused or are behind one that was."""
+    total: int = first_of(connection, "SELECT count(*) FROM outbox")
+    refused = first_of(connection, "SELECT 1 FROM outbox WHERE error IS NOT NULL LIMIT 1")
+    if refused is None:
+        return total, 0
+    parked: int = first_of(connection, f"SELECT count(*) FROM outbox AS o WHERE error IS NOT NULL OR {_BEHIND}")
+    return total, parked
+
+
+def _outbox_row(row: Sequence[Any]) -> OutboxRow:
+    row_id, topic, _, record, sequence, error = row
+    return OutboxRow(row_id, Emitted(topic, _decode(record)), sequence, error)

@@ -1,0 +1,97 @@
+"""The app's stored names: what is remembered at a start, and what is forgotten when a subscription is retired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import apsw
+import msgspec
+
+from everlog.drivers.sqlite.rows import rows_of
+from everlog.errors import CommandRefused, StartRefused, SubscriptionMissing
+from everlog.store import AppSpec, Progress, Registered, SubscriptionSpec
+from everlog.stores.sqlite.leases import Now, live_members
+from everlog.stores.sqlite.names import names
+
+_FIRST_GENERATION = 1
+_OF_A_SUBSCRIPTION = ("state", "owned", "progress", "held", "request", "timer", "lease", "attempt", "skipped")
+
+
+def register(connection: apsw.Connection, app: AppSpec, log: UUID, *, accept_grown: bool) -> Registered:
+    """Carry out `Store.register` inside the transaction of its group."""
+    ((name, log_bytes),) = rows_of(connection, "SELECT app, log FROM meta")
+    if name is not None and name != app.name:
+        raise StartRefused(
+            f"the store belongs to app {name!r}, and this is {app.name!r}: give it a store of its own with --store-url, "
+            f"or put {{app}} into the URL"
+        )
+    rows = rows_of(connection, "SELECT name, types FROM subscription ORDER BY name")
+    stored = {subscription: msgspec.json.decode(types, type=dict[str, list[str]]) for subscription, types in rows}
+    declared = {spec.name for spec in app.subscriptions}
+    for subscription in stored:
+        if subscription not in declared:
+            raise SubscriptionMissing(app.name, subscription)
+    connection.execute("UPDATE meta SET app = ?, log = coalesce(log, ?)", (app.name, log.bytes))
+    grown: dict[str, Sequence[str]] = {}
+    for spec in app.subscriptions:
+        more = _grown(connection, spec, stored.get(spec.name))
+        if more:
+            grown[spec.name] = [name for of_topic in more.values() for name in of_topic]
+        _remember(connection, spec, {} if accept_grown else more)
+    return Registered(UUID(bytes=log_bytes) if log_bytes is not None else None, frozenset(declared - stored.keys()), grown)
+
+
+def _grown(
+    connection: apsw.Connection, spec: SubscriptionSpec, stored: Mapping[str, Sequence[str]] | None
+) -> Mapping[str, Sequence[str]]:
+    """Return the types that the subscription did not handle before, by topic: where it has passed events of theirs by."""
+    if stored is None:
+        return {}
+    progressed = {
+        topic for (topic,) in rows_of(connection, "SELECT DISTINCT topic FROM progress WHERE subscription = ?", (spec.name,))
+    }
+    more = {topic: [name for name in types if name not in stored.get(topic, ())] for topic, types in spec.types.items()}
+    return {topic: types for topic, types in more.items() if types and topic in progressed}
+
+
+def _remember(connection: apsw.Connection, spec: SubscriptionSpec, but: Mapping[str, Sequence[str]]) -> None:
+    # A type that the code dropped is forgotten: it is passed by from now on, so that its return is a growth again.
+    types = {topic: [name for name in of_topic if name not in but.get(topic, ())] for topic, of_topic in spec.types.items()}
+    connection.execute(
+        "INSERT INTO subscription VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET types = excluded.types",
+        (spec.name, _FIRST_GENERATION, msgspec.json.encode(types).decode()),
+    )
+    connection.executemany(
+        "INSERT INTO owned VALUES (?, ?) ON CONFLICT (state) DO UPDATE SET subscription = excluded.subscription",
+        [(state, spec.name) for state in spec.states],
+    )
+
+
+def retire(connection: apsw.Connection, subscription: str, now: Now) -> None:
+    """Carry out `Store.retire` inside the transaction of its group."""
+    known = names(connection).generations
+    if subscription not in known:
+        raise CommandRefused(f"subscription {subscription!r} is not in the store: it holds {', '.join(sorted(known)) or 'none'}")
+    at_work = [number for number, handles in live_members(connection, now).items() if subscription in handles]
+    if at_work:
+        raise CommandRefused(f"subscription {subscription!r} is being handled by {len(at_work)} process(es): stop them first")
+    for table in _OF_A_SUBSCRIPTION:
+        connection.execute(f"DELETE FROM {table} WHERE subscription = ?", (subscription,))
+    connection.execute("DELETE FROM subscription WHERE name = ?", (subscription,))
+
+
+def begin(connection: apsw.Connection, subscription: str, progress: Sequence[Progress]) -> None:
+    """Carry out `Store.begin` inside the transaction of its group."""
+    generation = names(connection).generation(subscription)
+    connection.executemany(
+        "INSERT INTO progress (subscription, generation, partition, topic, through, unfinished, dedupe) VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (subscription, generation, partition, topic) DO NOTHING",
+        [
+            (
+                subscription, generation, at.where.partition, at.where.topic, at.through,
+                msgspec.msgpack.encode(sorted(at.unfinished)), at.dedupe,
+            )
+            for at in progress
+        ],
+    )  # fmt: skip

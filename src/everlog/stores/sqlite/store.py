@@ -1,0 +1,342 @@
+"""A store in one SQLite file, or in memory: the asynchronous face of the functions beside this file.
+
+Writes go through the file's writer thread, which runs each as a job inside the transaction of its group; reads are short and run on
+the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
+from uuid import UUID
+
+import apsw
+import msgspec
+
+from everlog.clock import Clock
+from everlog.drivers.sqlite.database import Database, Group, NothingStored, OutcomeUnknown
+from everlog.drivers.sqlite.process import this_process
+from everlog.drivers.sqlite.rows import rows_of
+from everlog.errors import EverlogError, FileDamaged, StoreError, StoreReadOnly
+from everlog.position import Offset, TopicPartition
+from everlog.store import (
+    RELAY,
+    AppSpec,
+    Held,
+    HeldKey,
+    Joined,
+    Lease,
+    OutboxRow,
+    Outcome,
+    ParkedKey,
+    Progress,
+    Registered,
+    Request,
+    Slot,
+    SlotState,
+    StateKey,
+    Store,
+    StoreFeatures,
+    StoreStatus,
+    SubscriptionStatus,
+    Survey,
+    Unit,
+    Versioned,
+)
+from everlog.stores.sqlite import held, leases, outbox, register
+from everlog.stores.sqlite.check import problems
+from everlog.stores.sqlite.commit import SCAN, commit, span_of
+from everlog.stores.sqlite.names import names
+from everlog.stores.sqlite.tables import STORE
+
+T = TypeVar("T")
+
+_ALL: Final = -1  # as SQLite's LIMIT
+_SMALL_BYTES: Final = 512
+"""About what a job writes that is not a commit of units."""
+_decode_offsets: Final = msgspec.msgpack.Decoder(list[Offset]).decode
+
+
+class Job(NamedTuple):
+    """What the writer thread runs inside a group's transaction. A job that raises one of our errors has changed nothing."""
+
+    run: Callable[[apsw.Connection], object]
+    size: int
+
+
+async def open_store(url: str, *, clock: Clock, lease_s: float = 5.0) -> Store:
+    """Open the store of an app; its file and folder are made where they are missing.
+
+    Args:
+        url: `sqlite:PATH`, relative to the current folder, or `sqlite::memory:`, which is a new store each time.
+        clock: The time of leases and due records.
+        lease_s: For how long a member may be silent before others take its slots.
+
+    Raises:
+        FileError: The file is strange, newer or damaged, or its place cannot hold it. It was not touched.
+    """
+    scheme, _, place = url.partition(":")
+    if scheme != "sqlite" or not place:
+        raise ValueError(f"expected the URL sqlite:PATH or sqlite::memory:, found {url!r}")
+    store = SqliteStore(None if place == ":memory:" else Path(place), clock=clock, lease_s=lease_s)
+    await store.open()
+    return store
+
+
+class SqliteStore:
+    """A `Store` in one file that processes of one machine share, or in memory for one event loop."""
+
+    def __init__(self, path: Path | None, *, clock: Clock, lease_s: float) -> None:
+        if path is not None:
+            path = path.resolve()  # all names of one file find the same turn and the same bell beside it
+        self._database: Database[Job, object] = Database(
+            path, STORE, _apply, size_of=lambda job: job.size, tick=self._heartbeat, tick_s=lease_s / 3
+        )
+        self._clock = clock
+        self._lease_s = lease_s
+        self._process = this_process()
+        self._member: leases.Membership | None = None
+        self._alive_s = 0.0
+        self._turned_s = 0.0
+        self._strokes = 0
+        self.identity: UUID
+        self.incarnation: int
+        self.features: StoreFeatures = StoreFeatures(
+            durability="memory" if path is None else "fsync", sql=False, within=False, shared=path is not None
+        )
+
+    async def open(self) -> None:
+        """Open the file. Raises as `open_store`."""
+        await self._database.open()
+        with self._database.reading() as connection:
+            ((identity, self.incarnation),) = rows_of(connection, "SELECT identity, incarnation FROM meta")
+        self.identity = UUID(bytes=identity, version=4)
+
+    # ---- names ----
+
+    async def register(self, app: AppSpec, *, log: UUID, accept_grown: bool = False) -> Registered:
+        return await self._write(lambda connection: register.register(connection, app, log, accept_grown=accept_grown))
+
+    async def retire(self, subscription: str) -> None:
+        await self._write(lambda connection: register.retire(connection, subscription, self._now()))
+
+    async def begin(self, subscription: str, progress: Sequence[Progress]) -> None:
+        await self._write(lambda connection: register.begin(connection, subscription, progress))
+
+    # ---- members and leases ----
+
+    async def join(self, subscriptions: Sequence[str], *, alive_s: float) -> Joined:
+        if self._member is not None:
+            raise StoreError(f"this process is member {self._member.number} already: leave before you join again")
+        self._alive_s = alive_s
+        self.turned()
+        joined = await self._write(lambda connection: leases.join(connection, self._process, subscriptions, self._now()))
+        self._member = leases.Membership(joined.member, self._process, subscriptions)
+        return joined
+
+    def turned(self) -> None:
+        self._turned_s = self._clock.monotonic_s()
+
+    async def leave(self) -> None:
+        member, self._member = self._member, None  # no heartbeat behind it
+        if member is not None:
+            await self._write(lambda connection: leases.leave(connection, member.number))
+
+    async def survey(self, subscription: str) -> Survey:
+        with self._snapshot() as connection:
+            return leases.survey(connection, subscription, self._now())
+
+    async def acquire(self, slot: Slot) -> Lease | None:
+        member = self._member
+        if member is None:
+            raise StoreError(f"only a member takes slot {slot.number} of {slot.subscription!r}: join first")
+        with self._snapshot() as connection:
+            taken = leases.taken(connection, slot, member, self._now())
+        if taken is not None:
+            return taken.lease  # without a commit, whose bell would wake all who wait for the slot
+        return await self._write(lambda connection: leases.acquire(connection, slot, member, self._now()))
+
+    async def release(self, lease: Lease) -> None:
+        await self._write(lambda connection: leases.release(connection, lease))
+
+    def _heartbeat(self) -> Job | None:
+        """Return the member's sign of life, while the event loop turns. Called in the writer thread."""
+        member = self._member
+        if member is None or self._clock.monotonic_s() - self._turned_s > self._alive_s:
+            return None
+        now = self._now()  # not when it is written: the process may be stopped in between
+
+        def beat(connection: apsw.Connection) -> None:
+            leases.beat(connection, member, now)
+
+        return Job(beat, _SMALL_BYTES)
+
+    def _now(self) -> leases.Now:
+        return leases.Now(self._clock.monotonic_s(), self._lease_s, self._process)
+
+    # ---- what handlers see and change ----
+
+    async def load(self, lease: Lease) -> SlotState:
+        with self._snapshot() as connection:
+            leases.check(connection, lease, lease.slot)
+            if lease.slot == RELAY:
+                return SlotState((), ())
+            progress = _progress(connection, lease.slot.subscription, lease.slot.number)
+            return SlotState(progress, held.keys(connection, lease.slot, None, _ALL))
+
+    async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
+        with self._snapshot() as connection:
+            known = names(connection)
+            found: list[Versioned] = []
+            for state, key in keys:
+                rows = rows_of(
+                    connection,
+                    "SELECT value, version FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?",
+                    (*known.state(state), state, key),
+                )
+                found.append(Versioned(*rows[0]) if rows else Versioned(None, 0))
+            return found
+
+    async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
+        with self._snapshot() as connection:
+            rows = rows_of(connection, SCAN, (*names(connection).state(state), state, *span_of(prefix)))
+        return [(key, Versioned(value, version)) for key, value, version in rows]
+
+    async def commit(
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
+    ) -> Sequence[Outcome]:
+        size = _SMALL_BYTES + sum(unit.size for unit in units)
+        return await self._write(
+            lambda connection: commit(connection, units, leases, progress, now_us=self._clock.wall_us()), size=size
+        )
+
+    # ---- held records ----
+
+    async def held(self, slot: Slot, key: str, *, after: int = 0, limit: int = 1) -> Sequence[Held]:
+        with self._database.reading() as connection:
+            return held.queue(connection, slot, key, after, limit)
+
+    async def due(self, slot: Slot, *, after: str = "", limit: int = 1_000) -> Sequence[HeldKey]:
+        with self._database.reading() as connection:
+            return held.keys(connection, slot, after or None, limit)
+
+    async def parked(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[ParkedKey]:
+        with self._database.reading() as connection:
+            return held.first_of_each(connection, subscription, after, limit)
+
+    async def request(self, subscription: str, key: str | None, action: Literal["redrive", "skip"]) -> int:
+        return await self._write(lambda connection: held.request(connection, subscription, key, action))
+
+    async def requests(self, slots: Sequence[Slot]) -> Sequence[Request]:
+        with self._snapshot() as connection:
+            return held.requests(connection, slots)
+
+    async def answer(self, lease: Lease, request: Request) -> None:
+        await self._write(lambda connection: held.answer(connection, lease, request, self._clock.wall_us()))
+
+    # ---- outbox ----
+
+    async def outbox(self, *, after: int, limit: int) -> Sequence[OutboxRow]:
+        with self._database.reading() as connection:
+            return outbox.waiting(connection, after, limit)
+
+    async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
+        return await self._write(lambda connection: outbox.number(connection, lease, rows, done))
+
+    async def refuse(self, lease: Lease, row: int, error: str) -> None:
+        await self._write(lambda connection: outbox.refuse(connection, lease, row, error))
+
+    async def issued(self) -> Mapping[TopicPartition, int]:
+        with self._database.reading() as connection:
+            return outbox.issued(connection)
+
+    # ---- the whole ----
+
+    async def status(self) -> StoreStatus:
+        with self._snapshot() as connection:
+            ((app, log),) = rows_of(connection, "SELECT app, log FROM meta")
+            subscriptions = [
+                SubscriptionStatus(name, generation, _progress(connection, name), *held.counts(connection, name))
+                for name, generation in sorted(names(connection).generations.items())
+            ]
+            return StoreStatus(app or "", UUID(bytes=log) if log is not None else None, subscriptions, *outbox.counts(connection))
+
+    async def wait(self, seconds: float) -> None:
+        # Strokes are counted from when the last `wait` returned, so that nothing between two waits is missed. One task waits.
+        bell = self._database.bell
+        if bell.strokes == self._strokes:
+            stroke = asyncio.ensure_future(bell.wait(self._strokes))
+            passed = asyncio.ensure_future(self._clock.sleep(seconds))
+            try:
+                await asyncio.wait((stroke, passed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stroke.cancel()
+                passed.cancel()
+        self._strokes = bell.strokes
+
+    async def verify(self) -> Sequence[str]:
+        try:
+            with self._snapshot() as connection:
+                return problems(connection)
+        except FileDamaged as error:  # a page that cannot be read at all
+            return [str(error)]
+
+    async def aclose(self) -> None:
+        with suppress(StoreError):  # no room to leave: the lease passes by itself
+            await self.leave()
+        await self._database.aclose()
+
+    async def _write(self, run: Callable[[apsw.Connection], T], *, size: int = _SMALL_BYTES) -> T:
+        """Run a job in the writer thread and return what it returned.
+
+        Raises:
+            StoreReadOnly: It was not committed, and never will be.
+            StoreError: Nobody can say whether it was committed.
+            EverlogError: What the job refused; it changed nothing.
+        """
+        try:
+            return cast("T", await self._database.submit(Job(run, size)))
+        except NothingStored as error:
+            raise StoreReadOnly(
+                f"the store could not be written ({error}): nothing was stored; make room or give permission"
+            ) from error
+        except OutcomeUnknown as error:
+            raise StoreError(f"the commit failed ({error}): whether it is stored shows when the slots are taken anew") from error
+
+    @contextmanager
+    def _snapshot(self) -> Generator[apsw.Connection]:
+        """Lend the reading connection for several reads of one moment."""
+        with self._database.reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:  # some errors have ended it
+                    connection.execute("ROLLBACK")
+
+
+def _apply(group: Group, jobs: Sequence[Job]) -> Sequence[object]:
+    results: list[object] = []
+    for job in jobs:
+        try:
+            results.append(job.run(group.connection))
+        except EverlogError as error:
+            results.append(error)
+    return results
+
+
+def _progress(connection: apsw.Connection, subscription: str, partition: int | None = None) -> Sequence[Progress]:
+    """Return the progress of a subscription in its generation of today; in one partition of all topics, or in all."""
+    rows: list[Any] = rows_of(
+        connection,
+        "SELECT topic, partition, through, unfinished, dedupe FROM progress WHERE subscription = ?1 AND generation = ?2 "
+        "AND (?3 IS NULL OR partition = ?3) ORDER BY topic, partition",
+        (subscription, names(connection).generation(subscription), partition),
+    )
+    return [
+        Progress(TopicPartition(topic, number), Offset(through), _decode_offsets(unfinished), dedupe)
+        for topic, number, through, unfinished, dedupe in rows
+    ]

@@ -1,0 +1,1 @@
+"""Subscriptions: who handles which events, and what becomes of progress, state and failures."""

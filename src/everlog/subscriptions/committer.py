@@ -1,0 +1,191 @@
+"""The committer: takes finished units in the order in which they finished, and commits them in groups with their progress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from everlog.clock import Clock
+from everlog.errors import StoreReadOnly
+from everlog.store import Lease, Outcome, Progress, Slot, Store, Unit
+from everlog.subscriptions.progress import SlotWork
+
+GROUP_UNITS: Final = 256
+GROUP_BYTES: Final = 1 << 20
+PROGRESS_EVERY_S: Final = 0.05
+"""How often progress alone is committed while more is being handled; what has effects is committed at once."""
+_QUEUE_UNITS: Final = 4 * GROUP_UNITS
+_READ_ONLY_PAUSE_S: Final = 1.0
+
+_logger: Final = logging.getLogger("everlog")
+
+
+class Pending:
+    """A finished unit on its way into the store, and who wants to know what became of it."""
+
+    __slots__ = ("done", "settle", "unit", "work")
+
+    def __init__(self, unit: Unit, work: SlotWork, settle: Callable[[Pending, Outcome], None]) -> None:
+        self.unit = unit
+        self.work = work
+        self.settle = settle
+        """Called once, on the event loop, right after the outcome is known."""
+        self.done: asyncio.Future[Outcome] | None = None
+
+    def outcome(self) -> asyncio.Future[Outcome]:
+        """Return a future of what became of it."""
+        if self.done is None:
+            self.done = asyncio.get_running_loop().create_future()
+        return self.done
+
+
+class Committer:
+    """One per process and store."""
+
+    def __init__(self, store: Store, clock: Clock, snapshot: Callable[[SlotWork, Sequence[Unit]], Iterable[Progress]]) -> None:
+        self._store = store
+        self._clock = clock
+        self._snapshot = snapshot
+        self._queue: deque[Pending] = deque()
+        self._group: Sequence[Pending] = ()
+        self._dirty: dict[SlotWork, None] = {}
+        self._wake = asyncio.Event()
+        self._is_urgent = False
+        self._drained: list[asyncio.Future[None]] = []
+
+    def put(self, pending: Pending) -> None:
+        """Queue a finished unit."""
+        self._queue.append(pending)
+        self._wake.set()
+
+    def touch(self, work: SlotWork, *, urgent: bool) -> None:
+        """Note that a slot's progress has changed; `urgent`: nothing else is waiting to be handled."""
+        work.is_dirty = True
+        self._dirty[work] = None
+        self._is_urgent = self._is_urgent or urgent
+        self._wake.set()
+
+    def last_of(self, slot: Slot, lane: str) -> Pending | None:
+        """Return the last unit of a lane that is not committed yet."""
+        for pending in reversed(self._queue):
+            if pending.unit.lane == lane and pending.unit.slot == slot:
+                return pending
+        for pending in reversed(self._group):
+            if pending.unit.lane == lane and pending.unit.slot == slot:
+                return pending
+        return None
+
+    @property
+    def is_full(self) -> bool:
+        """So much is queued that handlers should wait: the store is slower than they are."""
+        return len(self._queue) >= _QUEUE_UNITS
+
+    async def room(self) -> None:
+        """Wait until less is queued."""
+        while self.is_full:
+            await self._queue[-GROUP_UNITS].outcome()
+
+    def is_idle(self, slot: Slot) -> bool:
+        """Tell whether nothing of a slot is on its way."""
+        return not any(pending.unit.slot == slot for pending in (*self._queue, *self._group))
+
+    async def drain(self) -> None:
+        """Wait until everything queued so far is committed."""
+        if not self._queue and not self._group and not self._dirty:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drained.append(waiter)
+        self._is_urgent = True
+        self._wake.set()
+        await waiter
+
+    async def run(self) -> None:
+        """Commit until cancelled.
+
+        Raises:
+            StoreError: The outcome of a commit is unknown: the process has to start anew from what is stored.
+        """
+        last_s = self._clock.monotonic_s() - PROGRESS_EVERY_S
+        while True:
+            if not self._queue and not self._dirty:
+                for waiter in self._drained:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                self._drained.clear()
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            pause_s = last_s + PROGRESS_EVERY_S - self._clock.monotonic_s()
+            if not self._queue and not self._is_urgent and pause_s > 0:
+                self._wake.clear()
+                await self._woken_within(pause_s)
+                continue
+            await self._commit()
+            last_s = self._clock.monotonic_s()
+
+    async def _woken_within(self, seconds: float) -> None:
+        """Wait until a unit comes or progress gets urgent, at most `seconds`."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    async def _commit(self) -> None:
+        group = self._group = self._take()
+        works = {pending.work: None for pending in group} | self._dirty
+        self._dirty.clear()
+        self._is_urgent = False
+        units = [pending.unit for pending in group]
+        progress: list[tuple[Slot, Progress]] = []
+        leases: list[Lease] = []
+        for work in works:
+            if not work.is_ours:
+                continue
+            leases.append(work.lease)
+            own = [unit for unit in units if unit.slot == work.slot] if len(works) > 1 else units
+            progress.extend((work.slot, one) for one in self._snapshot(work, own))
+        while True:
+            try:
+                outcomes = await self._store.commit(units, leases, progress)
+                break
+            except StoreReadOnly as error:
+                _logger.error("nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error)
+                await self._clock.sleep(_READ_ONLY_PAUSE_S)
+        self._group = ()
+        dropped: set[tuple[Slot, str]] = set()
+        for pending, outcome in zip(group, outcomes, strict=True):
+            if outcome is not Outcome.COMMITTED and pending.unit.lane is not None:
+                dropped.add((pending.unit.slot, pending.unit.lane))
+            self._tell(pending, outcome)
+        if dropped:
+            self._drop(dropped)
+
+    def _take(self) -> Sequence[Pending]:
+        group: list[Pending] = []
+        size = 0
+        while self._queue and len(group) < GROUP_UNITS and size < GROUP_BYTES:
+            pending = self._queue.popleft()
+            group.append(pending)
+            size += pending.unit.size
+        return group
+
+    def _drop(self, lanes: set[tuple[Slot, str]]) -> None:
+        """Take later units of lanes whose earlier unit was not applied out of the queue: they run again, behind it."""
+        kept: deque[Pending] = deque()
+        gone: list[Pending] = []
+        for pending in self._queue:
+            lane = pending.unit.lane
+            (gone if lane is not None and (pending.unit.slot, lane) in lanes else kept).append(pending)
+        self._queue = kept
+        for pending in gone:
+            self._tell(pending, Outcome.DROPPED)
+
+    @staticmethod
+    def _tell(pending: Pending, outcome: Outcome) -> None:
+        pending.settle(pending, outcome)
+        if pending.done is not None and not pending.done.done():
+            pending.done.set_result(outcome)

@@ -1,0 +1,97 @@
+"""What this process's finished units have written and the store has not committed yet.
+
+A handler sees these writes before they are committed; the committer validates every version read, so that whoever read a write
+that never came is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from everlog.store import Delete, Put, StateKey, Store, Unit, Versioned
+
+
+class _Entry(msgspec.Struct):
+    """The newest uncommitted write to a row."""
+
+    version: int
+    value: bytes | None
+    is_blind: bool
+    """An addition to a row that its unit had not read: what it comes to is known at the commit."""
+    done: asyncio.Future[None] | None = None
+
+
+class Overlay:
+    """Uncommitted writes of one process to one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._entries: dict[StateKey, _Entry] = {}
+
+    def apply(self, unit: Unit, values: Mapping[StateKey, bytes]) -> None:
+        """Show a finished unit's writes to later readers.
+
+        Args:
+            unit: The unit, about to be committed.
+            values: What an addition comes to, where its unit had read the row.
+        """
+        for place, write in unit.writes.items():
+            known = self._entries.get(place)
+            done = known.done if known is not None else None
+            if isinstance(write, Put):
+                entry = _Entry(unit.version, write.value, is_blind=False, done=done)
+            elif isinstance(write, Delete):
+                entry = _Entry(0, None, is_blind=False, done=done)
+            else:
+                entry = _Entry(unit.version, values.get(place), is_blind=place not in values, done=done)
+            self._entries[place] = entry
+
+    def forget(self, unit: Unit) -> None:
+        """Take a unit's writes away: they are committed, or never will be."""
+        for place, write in unit.writes.items():
+            entry = self._entries.get(place)
+            if entry is not None and entry.version == (0 if isinstance(write, Delete) else unit.version):
+                del self._entries[place]
+                if entry.done is not None and not entry.done.done():
+                    entry.done.set_result(None)
+
+    async def read(self, place: StateKey) -> Versioned:
+        """Return a row as the next unit should see it.
+
+        A blind addition is waited for: its sum is the store's to say.
+        """
+        entry = self._entries.get(place)
+        if entry is not None and entry.is_blind:
+            if entry.done is None:
+                entry.done = asyncio.get_running_loop().create_future()
+            await asyncio.shield(entry.done)
+            entry = self._entries.get(place)
+        if entry is not None and not entry.is_blind:
+            return Versioned(entry.value, entry.version)
+        return (await self._store.read([place]))[0]
+
+    async def scan(self, state: str, prefix: str) -> list[tuple[str, Versioned]]:
+        """Return the rows under a prefix as the next unit should see them, by key text."""
+        touched = [place for place in self._entries if place[0] == state and matches(place[1], prefix)]
+        latest: dict[str, Versioned] = {}
+        for place in touched:  # waits for blind additions, so before the store is read
+            latest[place[1]] = await self.read(place)
+        rows = dict(await self._store.scan(state, prefix))
+        for place in touched:
+            entry = self._entries.get(place)
+            if entry is not None and not entry.is_blind:
+                rows[place[1]] = Versioned(entry.value, entry.version)
+            elif place[1] not in rows and latest[place[1]].value is not None:
+                rows[place[1]] = latest[place[1]]
+        return sorted((key, row) for key, row in rows.items() if row.value is not None)
+
+
+def matches(key: str, prefix: str) -> bool:
+    """Tell whether a key's canonical text starts with the whole elements of a prefix's."""
+    if prefix == "[]" or key == prefix:
+        return True
+    return key.startswith(prefix[:-1] + ",")
+

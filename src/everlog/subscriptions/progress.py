@@ -1,0 +1,94 @@
+"""How far the partitions of a slot are handled, kept in memory between two commits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from everlog.position import Offset, TopicPartition
+from everlog.store import Lease, Progress, Slot
+from everlog.subscriptions.run import Run
+
+
+READ_AHEAD_RECORDS: Final = 10_000
+"""Most records of a partition between the oldest unfinished one and the newest taken."""
+
+
+class PartitionProgress:
+    """One partition: everything up to what was taken is finished, but for what is `open`."""
+
+    def __init__(self, stored: Progress) -> None:
+        self.where = stored.where
+        self.through = stored.through
+        """The end of the last run that was taken whole."""
+        self.resume_through = stored.through
+        self.resuming: set[Offset] = set(stored.unfinished)
+        """Offsets at or before `resume_through` that a former owner left unfinished, and that are not read again yet."""
+        self.open: dict[Offset, Run] = {}
+        """Taken and not finished: in a suspended handler, waiting in a lane, or in a unit that is not committed."""
+        self.run: Run | None = None
+        """The run that is being taken now."""
+        self.waiting: deque[Run] = deque()
+        """Runs that wait because the read-ahead is full; the reader reads no more of the partition meanwhile."""
+        self._ahead: deque[Run] = deque()
+
+    @property
+    def start(self) -> Offset:
+        """Where a reader has to begin: before the first unfinished record."""
+        return min([Offset(offset - 1) for offset in self.resuming], default=self.through)
+
+    def wants(self, offset: Offset) -> bool:
+        """Tell whether a record is still to be handled, when it is read again after a takeover."""
+        return offset > self.resume_through or offset in self.resuming
+
+    def begin(self, run: Run) -> None:
+        """Note that the records of a run are taken from now on."""
+        self.run = run
+        self._ahead.append(run)
+
+    @property
+    def is_full(self) -> bool:
+        """So many records were taken since the oldest unfinished one that no more should be."""
+        while self._ahead and self._ahead[0].is_taken and not self._ahead[0].open:
+            self._ahead.popleft()
+        return sum([len(run.chunk) for run in self._ahead]) >= READ_AHEAD_RECORDS
+
+    def take(self, offset: Offset, run: Run) -> None:
+        """Note that a record is taken and not finished."""
+        if offset not in self.open:
+            self.open[offset] = run
+            run.open += 1
+
+    def done(self, offset: Offset) -> None:
+        """Note that a record is finished for good."""
+        run = self.open.pop(offset, None)
+        if run is not None:
+            run.open -= 1
+
+    def snapshot(self, finishing: set[Offset]) -> Progress:
+        """Return the progress as it is once the units that finish `finishing` are committed."""
+        taken = self.run.taken if self.run is not None else None
+        through = self.through if taken is None else max(self.through, taken)
+        unfinished = {*self.open, *self.resuming} - finishing
+        return Progress(self.where, max(through, self.resume_through), sorted(unfinished))
+
+
+class SlotWork:
+    """A slot that this process owns: its lease, and where its partitions stand."""
+
+    def __init__(self, lease: Lease, progress: Sequence[Progress]) -> None:
+        self.lease = lease
+        self.slot: Slot = lease.slot
+        self.partitions: Mapping[TopicPartition, PartitionProgress] = {p.where: PartitionProgress(p) for p in progress}
+        self.is_ours = True
+        """The lease was not lost."""
+        self.is_open = True
+        """New records are taken; cleared to give the slot back, or by a policy that stops it."""
+        self.is_dirty = False
+        """Its progress has changed since the last commit."""
+
+    @property
+    def unfinished(self) -> int:
+        """How many records are taken and not finished."""
+        return sum(len(partition.open) for partition in self.partitions.values())

@@ -1,0 +1,182 @@
+"""The relay: sends a store's outbox to the log, under numbers that the store has committed before.
+
+A successor sends the same numbered records from the first one without an answer, in order; whatever a stalled predecessor still gets out
+is a duplicate to the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from everlog.clock import Clock
+from everlog.contracts.topic import Topic
+from everlog.errors import EverlogError, LeaseLost, LogError, LogReadOnly, TopicMissing
+from everlog.log import Log, ProducerBatch, Status
+from everlog.store import RELAY, Lease, OutboxRow, Store, relay_producer
+
+BATCH_ROWS: Final = 1_000
+_PAUSE_FIRST_S: Final = 0.05
+_PAUSE_MOST_S: Final = 5.0
+
+_logger: Final = logging.getLogger("everlog")
+
+
+class Relay:
+    """Sends while it holds the relay's lease; `wake` is enough to make it look.
+
+    Args:
+        log, store: Where to, and where from.
+        topics: Topics that may have to be made before the first record: filled by whoever emits.
+        create_topics: Make them.
+        clock: For pauses after a failure.
+    """
+
+    def __init__(self, log: Log, store: Store, topics: Mapping[str, Topic], *, create_topics: bool, clock: Clock) -> None:
+        self._log = log
+        self._store = store
+        self._topics = topics
+        self._create_topics = create_topics
+        self._clock = clock
+        self._producer = relay_producer(store.identity, store.incarnation)
+        self._ensured: set[str] = set()
+        self._wake = asyncio.Event()
+        self._lease: Lease | None = None
+        self._is_empty = asyncio.Event()
+
+    @property
+    def is_ours(self) -> bool:
+        """This process is the one that sends."""
+        return self._lease is not None
+
+    def wake(self) -> None:
+        """Look into the outbox."""
+        self._wake.set()
+        self._is_empty.clear()
+
+    async def run(self) -> None:
+        """Send what is there, wait, and again, until cancelled."""
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            self._wake.clear()
+            try:
+                if self._lease is None:
+                    self._lease = await self._store.acquire(RELAY)
+                if self._lease is not None:
+                    await self._send_all(self._lease)
+                    pause_s = _PAUSE_FIRST_S
+            except LeaseLost:
+                self._lease = None
+            except EverlogError as error:
+                if not error.retryable:
+                    _logger.error("the outbox waits, and nothing of it is lost; trying again in %.1f s: %s", pause_s, error)
+                await self._clock.sleep(pause_s)
+                pause_s = min(_PAUSE_MOST_S, pause_s * 2)
+                continue
+            self._is_empty.set()
+            await self._wake.wait()
+
+    async def drain(self) -> None:
+        """Wait until the outbox was seen empty after this call, or another process sends it."""
+        self.wake()
+        await self._is_empty.wait()
+
+    async def release(self) -> None:
+        """Give the lease back."""
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            await self._store.release(lease)
+
+    async def _send_all(self, lease: Lease) -> None:
+        after = 0
+        done: list[int] = []
+        while True:
+            rows = await self._store.outbox(after=after, limit=BATCH_ROWS)
+            if not rows:
+                if done:
+                    await self._store.number(lease, [], done=done)
+                return
+            numbered = await self._store.number(lease, [row.id for row in rows], done=done)
+            done = await self._send(lease, numbered)
+            after = rows[-1].id
+
+    async def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> list[int]:
+        """Send numbered rows until each is stored or refused for good; return those that are stored."""
+        done: list[int] = []
+        for topic in dict.fromkeys(row.emitted.topic for row in rows):
+            await self._ensure(topic)
+            waiting = [row for row in rows if row.emitted.topic == topic]
+            pause_s = _PAUSE_FIRST_S
+            while waiting:
+                batch, rest = _gapless(waiting)
+                again = await self._append(lease, topic, batch, done)
+                if again:
+                    await self._clock.sleep(pause_s)
+                    pause_s = min(_PAUSE_MOST_S, pause_s * 2)
+                waiting = again + rest
+        return done
+
+    async def _append(self, lease: Lease, topic: str, rows: list[OutboxRow], done: list[int]) -> list[OutboxRow]:
+        """Append rows; note what is stored in `done`, keep what is refused; return what has to be sent again."""
+        first: dict[int, int] = {}
+        for row in rows:
+            assert row.sequence is not None
+            first.setdefault(row.emitted.record.partition, row.sequence)
+        producer = ProducerBatch(self._producer, first, named=True)
+        try:
+            appended = await self._log.append(topic, [row.emitted.record for row in rows], producer=producer)
+        except LogReadOnly as error:
+            _logger.error("the outbox waits, and nothing of it is lost: %s", error)
+            return rows
+        refused = [row for row, status in zip(rows, appended.statuses, strict=True) if status is Status.REFUSED]
+        if refused and len(rows) > 1:  # a partition is refused whole: find out which of its rows it is for
+            rows = [row for row in rows if row not in refused]
+            appended = msgspec.structs.replace(
+                appended,
+                statuses=[status for status in appended.statuses if status is not Status.REFUSED],
+                errors=[e for e, status in zip(appended.errors, appended.statuses, strict=True) if status is not Status.REFUSED],
+            )
+        else:
+            refused = []
+        again: list[OutboxRow] = []
+        for row in refused:
+            again.extend(await self._append(lease, topic, [row], done))
+        for at, (row, status) in enumerate(zip(rows, appended.statuses, strict=True)):
+            if status in (Status.STORED, Status.DUPLICATE):
+                done.append(row.id)
+                continue
+            error = appended.errors[at] or LogError("the log gave no reason")
+            if status is Status.REFUSED:
+                _logger.error("the log refuses an event of topic %r with key %r for good; its key waits in the outbox: %s", topic, row.emitted.record.key, error)
+                await self._store.refuse(lease, row.id, str(error))
+            else:
+                again.append(row)
+        return again
+
+    async def _ensure(self, name: str) -> None:
+        if name in self._ensured:
+            return
+        topic = self._topics.get(name)
+        if topic is not None and self._create_topics:
+            await self._log.ensure_topic(topic.spec())
+        elif all(spec.name != name for spec in await self._log.topics()):
+            raise TopicMissing(name)
+        self._ensured.add(name)
+
+
+def _gapless(rows: Sequence[OutboxRow]) -> tuple[list[OutboxRow], list[OutboxRow]]:
+    """Split off the rows that can go in one append: consecutive numbers in each partition."""
+    next_: dict[int, int] = {}
+    batch: list[OutboxRow] = []
+    for at, row in enumerate(rows):
+        partition, sequence = row.emitted.record.partition, row.sequence
+        assert sequence is not None
+        if next_.get(partition, sequence) != sequence:
+            return batch, list(rows[at:])
+        next_[partition] = sequence + 1
+        batch.append(row)
+    return batch, []

@@ -1,0 +1,134 @@
+"""How far each subscription is, said in the log itself: `status`, the console and the demo read nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from everlog.codec import Chunk
+from everlog.contracts.envelope import Origin, address
+from everlog.contracts.event import Event
+from everlog.contracts.topic import Topic
+from everlog.log import Backlog, Log
+from everlog.position import Offset
+from everlog.store import StoreStatus
+
+progress_topic: Final = Topic("everlog.progress", key="name", partitions=1)
+
+
+class PartitionReport(msgspec.Struct, frozen=True):
+    """How far one partition is handled."""
+
+    through: int
+    """Everything up to this offset is finished, but for `unfinished` records."""
+    unfinished: int
+
+
+@progress_topic.event("everlog.progress/1")
+class ProgressReported(Event):
+    """Where a subscription stands. The newest one of a name counts."""
+
+    name: str
+    """App and subscription: ``inventory/inventory``."""
+    app: str
+    subscription: str
+    store: UUID
+    generation: int
+    topics: dict[str, dict[str, PartitionReport]]
+    """Topic → partition → progress."""
+    blocked_keys: int
+    parked_keys: int
+    held_records: int
+    outbox: int
+    outbox_parked: int
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far behind a subscription is."""
+
+    report: ProgressReported
+    reported_us: int
+    """When the log stored the report, in microseconds since 1970 UTC."""
+    count: int
+    """Records that are not finished, those held included."""
+    age_s: float | None
+    """Age of the oldest record that was not looked at, in seconds by the log's time; ``None`` where there is none."""
+
+
+def reports_of(store: UUID, status: StoreStatus) -> list[ProgressReported]:
+    """Return what a store's status says of each subscription."""
+    reports: list[ProgressReported] = []
+    for subscription in status.subscriptions:
+        topics: dict[str, dict[str, PartitionReport]] = {}
+        for progress in subscription.progress:
+            report = PartitionReport(progress.through, len(progress.unfinished))
+            topics.setdefault(progress.where.topic, {})[str(progress.where.partition)] = report
+        reports.append(
+            ProgressReported(
+                f"{status.app}/{subscription.name}",
+                status.app,
+                subscription.name,
+                store,
+                subscription.generation,
+                topics,
+                subscription.blocked_keys,
+                subscription.parked_keys,
+                subscription.held_records,
+                status.outbox,
+                status.outbox_parked,
+            )
+        )
+    return reports
+
+
+async def publish_reports(log: Log, app: str, reports: list[ProgressReported], time_us: int) -> None:
+    """Append reports to the log. A report that is lost is followed by the next one, so no number protects it."""
+    origin = Origin(app, time_us, None, lambda _: 0)
+    for target in address(reports, origin):
+        await log.append(target.topic.name, target.records)
+
+
+async def read_reports(log: Log) -> Mapping[str, tuple[ProgressReported, int]]:
+    """Return the newest report of each name, with the time at which the log stored it; empty where nothing was reported yet."""
+    newest: dict[str, tuple[ProgressReported, int]] = {}
+    if all(spec.name != progress_topic.name for spec in await log.topics()):
+        return newest
+    contract = progress_topic.contracts["everlog.progress/1"]
+    first, head = await log.first(progress_topic.name), await log.head(progress_topic.name)
+    reader = log.reader(first.offsets)
+    left = {where: offset for where, offset in head.offsets.items() if offset > first.offsets[where]}
+    try:
+        while left:
+            batch = await reader.next()
+            for chunk in batch.chunks:
+                _read_chunk(chunk, newest, contract.decode)
+            left = {where: offset for where, offset in left.items() if batch.through.get(where, Offset(-1)) < offset}
+    finally:
+        reader.close()
+    return newest
+
+
+def _read_chunk(chunk: Chunk, newest: dict[str, tuple[ProgressReported, int]], decode: object) -> None:
+    assert callable(decode)
+    last = {key: index for index, key in enumerate(chunk.keys) if index >= chunk.start}
+    for key, index in last.items():
+        if key is not None:
+            newest[key] = (decode(chunk.slice(index)), chunk.logged_at_us(index))
+
+
+async def read_lags(log: Log, now_us: int) -> list[Lag]:
+    """Return how far behind each subscription that ever reported is, by name."""
+    lags: list[Lag] = []
+    for _, (report, reported_us) in sorted((await read_reports(log)).items()):
+        count, oldest = report.held_records, list[int]()
+        for topic, partitions in report.topics.items():
+            backlog: Backlog = await log.backlog(topic, {int(number): Offset(one.through) for number, one in partitions.items()})
+            count += backlog.count + sum(one.unfinished for one in partitions.values())
+            if backlog.oldest_us is not None:
+                oldest.append(backlog.oldest_us)
+        age_s = max(0.0, (now_us - min(oldest)) / 1e6) if oldest else None
+        lags.append(Lag(report, reported_us, count, age_s))
+    return lags

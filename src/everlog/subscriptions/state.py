@@ -1,0 +1,112 @@
+"""State as users declare it, and the canonical text of its keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Final, Generic, TypeVar, cast
+from uuid import UUID
+
+import msgspec
+
+from everlog.errors import DeclarationError, StoreError, TxRefused
+
+V = TypeVar("V")
+
+KeyPart = str | int | UUID
+Key = KeyPart | tuple[KeyPart, ...]
+"""What names a row: one value, or a tuple of them. A value and a tuple of it alone are the same key."""
+
+_STATE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}/[1-9][0-9]{0,8}")
+_NUMBERS: Final = (int, float, Decimal)
+
+
+class State(Generic[V]):
+    """A table of typed values that one subscription writes, and the others of its app may read.
+
+    Made by `App.state` and `Subscription.state`; a declaration, without I/O.
+
+    Raises:
+        DeclarationError: The name has no version, or values of the type cannot be read back from JSON.
+    """
+
+    __slots__ = ("_decoder", "name", "subscription", "type")
+
+    def __init__(self, name: str, type_: type[V], *, subscription: str) -> None:
+        if not _STATE_NAME.fullmatch(name):
+            raise DeclarationError(f"expected a state name with its version, like 'stock/1', found {name!r}")
+        self.name = name
+        self.type = type_
+        self.subscription = subscription
+        try:
+            self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(type_)
+        except TypeError as error:
+            raise DeclarationError(f"state {name!r}: its values cannot be read back from JSON: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"State({self.name!r})"
+
+    def encode(self, value: V) -> bytes:
+        """Return the value as JSON, after proof that reading it back gives an equal one.
+
+        Raises:
+            TxRefused: It is not of the declared type.
+        """
+        try:
+            data = msgspec.json.encode(value)
+            if self._decoder.decode(data) == value:
+                return data
+            found = "what comes back from JSON is another value"
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+            found = str(error)
+        raise TxRefused(f"state {self.name!r}: expected a value of the declared type, found {type(value).__name__} {str(value)[:60]!r}: {found}")
+
+    def decode(self, data: bytes) -> V:
+        """Return the value that a row holds.
+
+        Raises:
+            StoreError: The row was written under another type.
+        """
+        try:
+            return self._decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"state {self.name!r} holds a row of another type ({error}): declare the new type under the next version") from error
+
+    def check_amount(self, amount: object) -> None:
+        """Check that `amount` can be added to its values.
+
+        Raises:
+            TxRefused: It is no number, or not of the declared type.
+        """
+        if isinstance(amount, bool) or not isinstance(amount, _NUMBERS) or not _is_finite(amount):
+            raise TxRefused(f"state {self.name!r}: expected a finite number to add, found {type(amount).__name__} {amount!r}")
+        if self.type in _NUMBERS and type(amount) is not self.type and not (self.type is float and type(amount) is int):
+            raise TxRefused(f"state {self.name!r}: expected to add {cast('type[Any]', self.type).__name__}, found {type(amount).__name__} {amount!r}")
+
+
+def _is_finite(amount: float | Decimal) -> bool:
+    return amount.is_finite() if isinstance(amount, Decimal) else amount - amount == 0
+
+
+def key_text(key: Key) -> str:
+    """Return a key's canonical JSON array text.
+
+    Raises:
+        TxRefused: A part of it is none of str, int and UUID.
+    """
+    parts = key if isinstance(key, tuple) else (key,)
+    elements: list[str | int] = []
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, str | int | UUID):
+            raise TxRefused(f"expected a key of str, int and UUID, or a tuple of them, found {type(part).__name__} in {key!r}")
+        elements.append(str(part) if isinstance(part, str | UUID) else int(part))
+    try:
+        return msgspec.json.encode(elements).decode()
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise TxRefused(f"the key {key!r} cannot be written as JSON: {error}") from error
+
+
+def key_of(text: str) -> tuple[str | int, ...]:
+    """Return the parts of a key from its canonical text; a UUID comes back as text, which names the same row."""
+    return tuple(cast("Sequence[str | int]", msgspec.json.decode(text)))

@@ -1,0 +1,226 @@
+"""What a handler is given beside its event: state, publishing, and who it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Generic, Protocol, cast, overload
+
+import msgspec
+from typing_extensions import TypeVar
+
+from everlog.contracts.event import AnyEvent
+from everlog.contracts.record import Record
+from everlog.errors import TxClosed, TxRefused
+from everlog.store import Add, Delete, Put, ScanRead, StateKey, Versioned, Write
+from everlog.subscriptions.overlay import Overlay, matches
+from everlog.subscriptions.state import Key, KeyPart, State, V, key_of, key_text
+
+R = TypeVar("R", default=None)
+D = TypeVar("D")
+
+
+class Call(Protocol):
+    """What one call of a handler is about: known to whoever runs it."""
+
+    def record(self) -> Record[Any]:
+        """Return the record that is handled."""
+        ...
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same text each time this event is handled by this subscription."""
+        ...
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """Events that a handler publishes, with headers and the record that they follow from (``None``: the one handled)."""
+
+    events: Sequence[AnyEvent]
+    headers: Mapping[str, str] | None
+    cause: Record[Any] | None
+
+
+class Tx(Generic[R]):
+    """One handler call's door to state and publishing. What it changes is committed with the progress, or not at all.
+
+    Reads are awaited and see what the handler itself has written; writes are kept until the commit. It is closed when the handler ends.
+    """
+
+    __slots__ = ("_call", "_is_closed", "_overlay", "_rows", "_subscription", "outgoing", "reads", "resources", "scans", "writes")
+
+    def __init__(self, call: Call, overlay: Overlay, subscription: str, resources: R) -> None:
+        self.resources = resources
+        """What the app's lifespan gave."""
+        self._call = call
+        self._overlay = overlay
+        self._subscription = subscription
+        self._is_closed = False
+        self._rows: dict[StateKey, Versioned] = {}
+        self.reads: dict[StateKey, int] = {}
+        self.scans: list[ScanRead] = []
+        self.writes: dict[StateKey, Write] = {}
+        self.outgoing: list[Outgoing] = []
+
+    @property
+    def record(self) -> Record[Any]:
+        """The record that is handled: the event with its envelope."""
+        return self._call.record()
+
+    @property
+    def records(self) -> Sequence[Record[Any]]:
+        """All records that are handled by this call."""
+        return (self._call.record(),)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether this is a replay, in which what was published before is not published again."""
+        return False
+
+    @property
+    def idempotency_key(self) -> str:
+        """A text that is the same each time this event is handled by this subscription: for mail, payments and HTTP."""
+        return self._call.idempotency_key
+
+    @overload
+    async def get(self, state: State[V], key: Key) -> V | None: ...
+    @overload
+    async def get(self, state: State[V], key: Key, default: D) -> V | D: ...
+    async def get(self, state: State[V], key: Key, default: object = None) -> object:
+        """Return the value of a row, or `default` where there is none.
+
+        Raises:
+            TxClosed: The handler has ended.
+            TxRefused: The key cannot be one.
+        """
+        self._check()
+        place = (state.name, key_text(key))
+        write = self.writes.get(place)
+        if isinstance(write, Put):
+            return state.decode(write.value)
+        if isinstance(write, Delete):
+            return default
+        row = self._rows.get(place)
+        if row is None:
+            row = await self._overlay.read(place)
+            self._check()
+            row = self._rows.setdefault(place, row)
+            self.reads[place] = row.version
+        if write is not None:
+            return state.decode(_sum(state, row.value, write))
+        return default if row.value is None else state.decode(row.value)
+
+    async def scan(self, state: State[V], prefix: KeyPart | tuple[KeyPart, ...] = ()) -> AsyncIterator[tuple[tuple[str | int, ...], V]]:
+        """Yield the rows whose key starts with the elements of `prefix`, in the order of their keys' text; all rows without one.
+
+        Raises:
+            TxClosed: The handler has ended.
+            TxRefused: The prefix cannot be one.
+        """
+        self._check()
+        text = "[]" if prefix == () else key_text(prefix)
+        rows = await self._overlay.scan(state.name, text)
+        self._check()
+        self.scans.append(ScanRead(state.name, text, tuple((key, row.version) for key, row in rows)))
+        seen = dict(rows)
+        values: dict[str, bytes] = {key: row.value for key, row in rows if row.value is not None}
+        for (name, key), write in self.writes.items():
+            if name != state.name or not matches(key, text):
+                continue
+            if isinstance(write, Put):
+                values[key] = write.value
+            elif isinstance(write, Delete):
+                values.pop(key, None)
+            else:
+                values[key] = _sum(state, seen[key].value if key in seen else None, write)
+        for key in sorted(values):
+            yield key_of(key), state.decode(values[key])
+
+    def put(self, state: State[V], key: Key, value: V) -> None:
+        """Set a row.
+
+        Raises:
+            TxClosed: The handler has ended.
+            TxRefused: The value is not of the declared type, or the state belongs to another subscription.
+        """
+        self.writes[self._own(state, key)] = Put(state.encode(value))
+
+    def add(self, state: State[V], key: Key, amount: V) -> None:
+        """Add to the number in a row; a row that is missing counts as 0. Never in conflict with other units.
+
+        Raises:
+            TxClosed: The handler has ended.
+            TxRefused: The amount is no number of the declared type, or the state belongs to another subscription.
+        """
+        place = self._own(state, key)
+        state.check_amount(amount)
+        number = cast("int | float | Decimal", amount)
+        write = self.writes.get(place)
+        if isinstance(write, Add):
+            self.writes[place] = Add(cast("Any", write.amount) + number)
+        elif write is None:
+            self.writes[place] = Add(number)
+        else:
+            base = write.value if isinstance(write, Put) else None
+            self.writes[place] = Put(_sum(state, base, Add(number)))
+
+    def delete(self, state: State[V], key: Key) -> None:
+        """Remove a row; nothing happens where there is none.
+
+        Raises:
+            TxClosed: The handler has ended.
+            TxRefused: The state belongs to another subscription.
+        """
+        self.writes[self._own(state, key)] = Delete()
+
+    def publish(self, *events: AnyEvent, headers: Mapping[str, str] | None = None, cause: Record[Any] | None = None) -> None:
+        """Publish events when this unit is committed, before those that the handler returns.
+
+        Args:
+            events: Instances of classes that were given to a topic; checked when the handler ends, so that a fault is the handler's.
+            headers: CloudEvents extensions beside correlation and causation, which are set.
+            cause: The record that they follow from; ``None`` is the one handled.
+
+        Raises:
+            TxClosed: The handler has ended.
+        """
+        self._check()
+        self.outgoing.append(Outgoing(events, headers, cause))
+
+    def sums(self) -> dict[StateKey, bytes]:
+        """Return what each addition comes to whose row was read."""
+        return {
+            place: _plus(self._rows[place].value, write)
+            for place, write in self.writes.items()
+            if isinstance(write, Add) and place in self._rows
+        }
+
+    def close(self) -> None:
+        """End it: later use raises."""
+        self._is_closed = True
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise TxClosed("tx was used after its handler had ended: await what you start before you return")
+
+    def _own(self, state: State[Any], key: Key) -> StateKey:
+        self._check()
+        if state.subscription != self._subscription:
+            raise TxRefused(
+                f"state {state.name!r} belongs to subscription {state.subscription!r}, and {self._subscription!r} may only read it: "
+                f"publish an event that its owner handles"
+            )
+        return state.name, key_text(key)
+
+
+def _plus(value: bytes | None, write: Add) -> bytes:
+    amount = write.amount
+    base: Any = 0 if value is None else msgspec.json.decode(value, type=Decimal if isinstance(amount, Decimal) else int | float)
+    return msgspec.json.encode(base + amount)
+
+
+def _sum(state: State[Any], value: bytes | None, write: Add) -> bytes:
+    try:
+        return _plus(value, write)
+    except (msgspec.MsgspecError, ArithmeticError) as error:
+        raise TxRefused(f"state {state.name!r} holds no number that {write.amount!r} could be added to: {error}") from error

@@ -1,0 +1,132 @@
+"""From what a handler did to a unit: its writes, and the events that it publishes, checked and addressed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, cast
+
+from everlog.clock import Clock
+from everlog.contracts.envelope import Origin, address
+from everlog.contracts.topic import Topic
+from everlog.errors import TxRefused
+from everlog.position import Offset, TopicPartition
+from everlog.record import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, StoredRecord
+from everlog.store import Emitted, Put, Slot, StateKey, Unit
+from everlog.subscriptions.call import Call
+from everlog.subscriptions.overlay import Overlay
+from everlog.subscriptions.tx import Outgoing, Tx
+
+_ROW_BYTES = 100
+
+
+class Units:
+    """Makes the units of one subscription in one process.
+
+    Args:
+        app, subscription, generation: Who handles: part of the ids of what is published.
+        versions: Numbers that no other unit of the store has.
+        overlay: Where a unit's writes are shown until they are committed.
+        topics: Collects the topics that are published to, so that the relay can make them.
+        clock: The publisher's time.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        subscription: str,
+        generation: int,
+        *,
+        versions: Iterator[int],
+        overlay: Overlay,
+        topics: dict[str, Topic],
+        clock: Clock,
+    ) -> None:
+        self._app = app
+        self._prefix = f"{app}\x1f{subscription}\x1f{generation}\x1f"
+        self._versions = versions
+        self._overlay = overlay
+        self._topics = topics
+        self._clock = clock
+        self._spread = itertools.count()
+
+    def make(
+        self,
+        slot: Slot,
+        lane: str | None,
+        finishes: Sequence[tuple[TopicPartition, Offset]],
+        call: Call,
+        tx: Tx[Any] | None,
+        result: object,
+    ) -> Unit | None:
+        """Return what a handler's call changes; ``None`` where it read, changed and published nothing.
+
+        Raises:
+            EventRefused: An event that it publishes breaks its contract.
+            TxRefused: It returned what is no event.
+        """
+        outgoing = list(tx.outgoing) if tx is not None else []
+        if result is not None:
+            outgoing.append(Outgoing(_returned(result), None, None))
+        if not outgoing and (tx is None or not (tx.writes or tx.reads or tx.scans)):
+            return None
+        unit = Unit(slot, lane, next(self._versions), finishes)
+        sums: dict[StateKey, bytes] = {}
+        if tx is not None:
+            unit.reads, unit.scans, unit.writes, sums = tx.reads, tx.scans, tx.writes, tx.sums()
+        if outgoing:
+            unit.emits = self._emits(outgoing, call.stored())
+        unit.size = sum(_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits)
+        unit.size += sum(_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values())
+        self._overlay.apply(unit, sums)
+        return unit
+
+    def bare(self, slot: Slot, lane: str | None, finishes: Sequence[tuple[TopicPartition, Offset]]) -> Unit:
+        """Return a unit that writes no state: to hold, release or skip records."""
+        return Unit(slot, lane, next(self._versions), finishes)
+
+    def settled(self, unit: Unit) -> None:
+        """Note that a unit is committed, or never will be."""
+        self._overlay.forget(unit)
+
+    def _emits(self, outgoing: Sequence[Outgoing], handled: StoredRecord) -> list[Emitted]:
+        emits: list[Emitted] = []
+        index = itertools.count()
+        now_us = self._clock.wall_us()
+        for out in outgoing:
+            cause = out.cause.stored if out.cause is not None else handled
+            headers = dict(out.headers or {})
+            headers.setdefault(CORRELATION_ID, cause.headers.get(CORRELATION_ID, cause.id))
+            headers.setdefault(CAUSATION_ID, cause.id)
+            if TRACEPARENT in cause.headers:
+                headers.setdefault(TRACEPARENT, cause.headers[TRACEPARENT])
+            ids = [self._id(cause, next(index)) for _ in out.events]
+            addressed = address(out.events, Origin(self._app, now_us, headers, self._next_partition), ids=ids)
+            placed: list[tuple[int, Emitted]] = []
+            for target in addressed:
+                self._topics[target.topic.name] = target.topic
+                placed.extend((place, Emitted(target.topic.name, record)) for place, record in zip(target.places, target.records, strict=True))
+            placed.sort(key=_place)
+            emits.extend(emitted for _, emitted in placed)
+        return emits
+
+    def _id(self, cause: StoredRecord, index: int) -> str:
+        text = f"{self._prefix}{cause.source}\x1f{cause.id}\x1f{index}"
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _next_partition(self, topic: Topic) -> int:
+        return next(self._spread) % topic.partitions
+
+
+def _place(pair: tuple[int, Emitted]) -> int:
+    return pair[0]
+
+
+def _returned(result: object) -> Sequence[Any]:
+    if isinstance(result, list | tuple):
+        return cast("Sequence[Any]", result)
+    if isinstance(result, str | bytes | int | float | dict | set):
+        raise TxRefused(f"the handler returned {type(result).__name__} {str(result)[:60]!r}: expected None, an event or a sequence of events")
+    return (result,)
+

@@ -1,0 +1,227 @@
+"""A log against a model of lists and sets, over random sequences of what senders, readers and clocks do."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from tests.conformance.adapters import LOGS
+
+from everlog.dedupe import Seen
+from everlog.errors import SequenceReused
+from everlog.log import Log, ProducerBatch, Reader, Status, TopicSpec
+from everlog.position import BEGINNING, Offset, TopicPartition
+from everlog.record import NewRecord, StoredRecord
+
+T = TypeVar("T")
+TOPIC = "model.orders"
+PARTITIONS = 2
+
+partitions = st.integers(0, PARTITIONS - 1)
+counts = st.integers(1, 5)
+
+
+def record(producer: str, number: int, partition: int) -> NewRecord:
+    return NewRecord("model.happened/1", b'{"n":%d,"by":"%s"}' % (number, producer.encode()), "k", partition, "model", number)
+
+
+class LogModel(RuleBasedStateMachine):
+    """The log beside the model: per partition what it holds, per producer and partition which numbers it has seen."""
+
+    adapter: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.harness = LOGS[self.adapter](Path(self.folder.name))
+        self.held: list[list[tuple[str, int]]] = [[] for _ in range(PARTITIONS)]
+        self.seen: dict[tuple[str, int], set[int]] = {}
+        self.sent = {(sender, partition): 0 for sender in "AB" for partition in range(PARTITIONS)}
+        self.read: dict[int, int] = {}  # of each partition that is assigned: how many records were read
+        self.newest: dict[tuple[str, int], tuple[int, int]] = {}
+        self.log, self.reader = self.run(self.open())
+
+    def run(self, steps: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(steps)
+
+    async def open(self) -> tuple[Log, Reader]:
+        log = await self.harness.open()
+        await log.ensure_topic(TopicSpec(TOPIC, key="id", partitions=PARTITIONS))
+        return log, log.reader({TopicPartition(TOPIC, p): Offset(read - 1) for p, read in self.read.items()})
+
+    async def append(self, producer: str, first: int, count: int, partition: int) -> None:
+        """Append numbered records, and check the outcomes against the model."""
+        numbers = range(first, first + count)
+        seen = self.seen.setdefault((producer, partition), set())
+        new = [number for number in numbers if number not in seen]
+        records = [record(producer, number, partition) for number in numbers]
+        answer = await self.log.append(TOPIC, records, producer=ProducerBatch(producer, {partition: first}))
+        assert [status is Status.STORED for status in answer.statuses] == [number in new for number in numbers]
+        assert [status is Status.DUPLICATE for status in answer.statuses] == [number in seen for number in numbers]
+        begin = len(self.held[partition])
+        assert [offset for offset in answer.offsets if offset is not None] == list(range(begin, begin + len(new)))
+        seen.update(new)
+        self.held[partition].extend((producer, number) for number in new)
+        if new:
+            self.newest[producer, partition] = (first, count)
+
+    @rule(partition=partitions, count=counts)
+    def append_without_a_producer(self, partition: int, count: int) -> None:
+        records = [record("", number, partition) for number in range(count)]
+        answer = self.run(self.log.append(TOPIC, records))
+        assert answer.settled
+        self.held[partition].extend(("", number) for number in range(count))
+
+    @rule(sender=st.sampled_from("AB"), partition=partitions, count=counts)
+    def one_of_two_gapless_senders_goes_on(self, sender: str, partition: int, count: int) -> None:
+        first = self.sent[sender, partition]
+        self.sent[sender, partition] += count
+        self.run(self.append("both", first, count, partition))
+        numbers = [number for producer, number in self.held[partition] if producer == "both"]
+        assert numbers == list(range(max(self.sent["A", partition], self.sent["B", partition])))
+
+    @rule(sender=st.sampled_from("AB"), partition=partitions, count=counts, back=st.integers(0, 10))
+    def a_sender_tries_again(self, sender: str, partition: int, count: int, back: int) -> None:
+        first = max(0, self.sent[sender, partition] - back)
+        self.sent[sender, partition] = max(self.sent[sender, partition], first + count)
+        self.run(self.append("both", first, count, partition))
+
+    @rule(partition=partitions, first=st.integers(0, 60), count=counts)
+    def numbers_come_in_any_order(self, partition: int, first: int, count: int) -> None:
+        self.run(self.append("any", first, count, partition))
+
+    @rule(data=st.data())
+    def the_newest_batch_comes_with_other_content(self, data: st.DataObject) -> None:
+        if not self.newest:
+            return
+        producer, partition = data.draw(st.sampled_from(sorted(self.newest)))
+        first, count = self.newest[producer, partition]
+        others = [record("other", number, partition) for number in range(first, first + count)]
+        with pytest.raises(SequenceReused):
+            self.run(self.log.append(TOPIC, others, producer=ProducerBatch(producer, {partition: first})))
+
+    @rule(sizes=st.lists(st.tuples(partitions, counts), min_size=2, max_size=6))
+    def appends_are_called_at_once(self, sizes: list[tuple[int, int]]) -> None:
+        async def at_once() -> None:
+            calls = [self.log.append(TOPIC, [record("", n, p) for n in range(count)]) for p, count in sizes]
+            await asyncio.gather(*calls)
+
+        self.run(at_once())
+        for partition, count in sizes:
+            self.held[partition].extend(("", number) for number in range(count))
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 3600.0]))
+    def time_goes_on(self, seconds: float) -> None:
+        self.harness.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([-3600.0, -1.0, 1.0]))
+    def somebody_sets_the_clock(self, seconds: float) -> None:
+        self.harness.clock.jump(seconds)
+
+    @rule(partition=partitions, data=st.data())
+    def a_partition_is_assigned(self, partition: int, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.held[partition])))
+        self.reader.assign({TopicPartition(TOPIC, partition): Offset(at - 1)})
+        self.read.setdefault(partition, at)
+
+    @rule(partition=partitions)
+    def a_partition_is_revoked(self, partition: int) -> None:
+        self.reader.revoke([TopicPartition(TOPIC, partition)])
+        self.read.pop(partition, None)
+
+    def unread(self) -> bool:
+        return any(read < len(self.held[partition]) for partition, read in self.read.items())
+
+    @precondition(unread)
+    @rule(max_records=st.integers(1, 8))
+    def a_reader_takes_what_is_next(self, max_records: int) -> None:
+        async def next_records() -> list[StoredRecord]:
+            async with asyncio.timeout(10):
+                return list((await self.reader.next(max_records=max_records)).records())
+
+        found = self.run(next_records())
+        assert found
+        for one in found:
+            at = self.read[one.partition]
+            producer, number = self.held[one.partition][at]
+            assert (one.offset, one.producer, one.time_us) == (at, producer, number)
+            assert one.sequence == (number if producer else -1)
+            self.read[one.partition] += 1
+
+    @precondition(lambda self: not self.unread())
+    @rule(turns=st.integers(0, 4))
+    def a_wait_for_nothing_is_cancelled(self, turns: int) -> None:
+        async def cancelled() -> None:
+            waiting = asyncio.ensure_future(self.reader.next())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        self.run(cancelled())
+
+    @rule()
+    def the_log_is_opened_again(self) -> None:
+        if self.log.features.durability == "memory":
+            return
+        self.run(self.log.aclose())
+        self.log, self.reader = self.run(self.open())
+
+    @invariant()
+    def heads_backlogs_and_numbers_are_those_of_the_model(self) -> None:
+        head = self.run(self.log.head(TOPIC))
+        assert [head.offsets[TopicPartition(TOPIC, p)] for p in range(PARTITIONS)] == [len(held) - 1 for held in self.held]
+        backlog = self.run(self.log.backlog(TOPIC, {p: Offset(read - 1) for p, read in self.read.items()}))
+        assert backlog.count == sum(len(self.held[partition]) - read for partition, read in self.read.items())
+        for producer in ("both", "any"):
+            highest = {p: max(seen) for (name, p), seen in self.seen.items() if name == producer and seen}
+            assert dict(self.run(self.log.last_sequence(producer, TOPIC))) == highest
+
+    def teardown(self) -> None:
+        try:
+            self.run(self.check_all())
+        finally:
+            self.run(self.log.aclose())
+            self.loop.close()
+            self.folder.cleanup()
+
+    async def check_all(self) -> None:
+        """Read everything by a new reader: it is what the model holds, and the log's time never went back."""
+        reader = self.log.reader({TopicPartition(TOPIC, partition): BEGINNING for partition in range(PARTITIONS)})
+        found: list[list[StoredRecord]] = [[] for _ in range(PARTITIONS)]
+        while sum(map(len, found)) < sum(map(len, self.held)):
+            async with asyncio.timeout(10):
+                for one in (await reader.next()).records():
+                    found[one.partition].append(one)
+        for records, held in zip(found, self.held, strict=True):
+            assert [(one.producer, one.time_us) for one in records] == held
+            times = [one.logged_at_us for one in records]
+            assert times == sorted(times)
+
+
+@pytest.mark.parametrize("adapter", LOGS)
+def test_a_log_does_what_the_model_says(adapter: str) -> None:
+    machine = type(f"LogModel_{adapter}", (LogModel,), {"adapter": adapter})
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+
+
+def test_the_model_catches_a_dedupe_that_drops_what_is_not_above_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def new_runs(self: Seen, start: int, count: int) -> list[tuple[int, int]]:
+        start, stop = max(start, self.highest + 1), start + count
+        return [(start, stop)] if start < stop else []
+
+    monkeypatch.setattr(Seen, "new_runs", new_runs)
+    machine = type("LogModel_seeded", (LogModel,), {"adapter": "memory"})
+    seeded = settings(max_examples=200, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate])
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=seeded)
