@@ -66,7 +66,7 @@ def one_chunk(count: int = 3) -> bytes:
 @given(batches())
 def test_every_field_of_every_record_comes_back(batch: tuple[Sequence[NewRecord], Sequence[ProducerRun]]) -> None:
     records, runs = batch
-    numbers = [(run.producer, run.first + step if run.producer else -1) for run in runs for step in range(run.count)]
+    numbers = [(run.producer, run.first + step if run.producer else -1) for run in runs for step in range(run.length)]
     found = list(Chunk.from_bytes(encode_chunk(records, runs, LOGGED_AT_US), WHERE, FIRST, after=BEGINNING).records())
     assert len(found) == len(records)
     for index, (stored, new, (producer, sequence)) in enumerate(zip(found, records, numbers, strict=True)):

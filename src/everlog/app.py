@@ -26,22 +26,21 @@ V = TypeVar("V")
 E1 = TypeVar("E1", bound=AnyEvent)
 E2 = TypeVar("E2", bound=AnyEvent)
 E3 = TypeVar("E3", bound=AnyEvent)
-E_contra = TypeVar("E_contra", contravariant=True)
-R_contra = TypeVar("R_contra", contravariant=True)
+E = TypeVar("E")
 Emits = TypeVar("Emits", bound=AnyEvent | Sequence[AnyEvent] | None)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class On(Protocol[E_contra, R]):
+class On(Protocol[E, R]):
     """Takes an async function of an event, or of an event and a `Tx`, and returns it unchanged."""
 
     @overload
-    def __call__(self, function: Callable[[E_contra], Coroutine[Any, Any, Emits]], /) -> Callable[[E_contra], Coroutine[Any, Any, Emits]]: ...
+    def __call__(self, function: Callable[[E], Coroutine[Any, Any, Emits]], /) -> Callable[[E], Coroutine[Any, Any, Emits]]: ...
     @overload
     def __call__(
-        self, function: Callable[[E_contra, Tx[R]], Coroutine[Any, Any, Emits]], /
-    ) -> Callable[[E_contra, Tx[R]], Coroutine[Any, Any, Emits]]: ...
+        self, function: Callable[[E, Tx[R]], Coroutine[Any, Any, Emits]], /
+    ) -> Callable[[E, Tx[R]], Coroutine[Any, Any, Emits]]: ...
 
 
 class Subscription(Generic[R]):
@@ -49,7 +48,9 @@ class Subscription(Generic[R]):
 
     def __init__(self, app: str, name: str, delivery: Delivery) -> None:
         if not _NAME.fullmatch(name):
-            raise DeclarationError(f"expected a subscription name of letters, digits, dots, dashes and underscores, found {name!r}")
+            raise DeclarationError(
+                f"expected a subscription name of letters, digits, dots, dashes and underscores, found {name!r}"
+            )
         self.name = name
         self._app = app
         self._delivery = delivery
@@ -93,7 +94,9 @@ class Subscription(Generic[R]):
             DeclarationError: The name has no version or is taken, or values of the type cannot be read back from JSON.
         """
         if name in self._states:
-            raise DeclarationError(f"state {name!r} is declared already in subscription {self.name!r}: use what that returned, or another name")
+            raise DeclarationError(
+                f"state {name!r} is declared already in subscription {self.name!r}: use what that returned, or another name"
+            )
         state = self._states[name] = State(name, type, subscription=self.name)
         return state
 
@@ -122,7 +125,9 @@ class App(Generic[R]):
     @overload
     def __init__(self: App[None], name: str, *, lifespan: None = None, delivery: Delivery = ...) -> None: ...
     @overload
-    def __init__(self, name: str, *, lifespan: Callable[[], AbstractAsyncContextManager[R]], delivery: Delivery = ...) -> None: ...
+    def __init__(
+        self, name: str, *, lifespan: Callable[[], AbstractAsyncContextManager[R]], delivery: Delivery = ...
+    ) -> None: ...
     def __init__(
         self,
         name: str,
@@ -188,7 +193,9 @@ class App(Generic[R]):
         states = [state for subscription in subscriptions for state in subscription.states]
         for state in states:
             if states.count(state) > 1:
-                raise DeclarationError(f"state {state!r} is declared by two subscriptions of app {self.name!r}: one writes it, all may read it")
+                raise DeclarationError(
+                    f"state {state!r} is declared by two subscriptions of app {self.name!r}: one writes it, all may read it"
+                )
         return AppDeclaration(self.name, subscriptions, self._lifespan)
 
     @asynccontextmanager
@@ -230,4 +237,6 @@ class App(Generic[R]):
         Raises:
             FeatureMissing: The store is not in a database that the app shares.
         """
-        raise FeatureMissing("App.stage", adapter="this store", instead="publish after your commit, or keep your rows in handlers")
+        raise FeatureMissing(
+            "App.stage", adapter="this store", instead="publish after your commit, or keep your rows in handlers"
+        )

@@ -47,7 +47,7 @@ class ProducerRun(NamedTuple):
 
     producer: str
     first: int
-    count: int
+    length: int
 
 
 class _Envelope(msgspec.Struct, array_like=True):
@@ -230,7 +230,7 @@ class Chunk:
             self._producer_of = [
                 (run.producer, run.first + step if run.producer else -1)
                 for run in self._envelope.runs
-                for step in range(run.count)
+                for step in range(run.length)
             ]
         return self._producer_of[index]
 

@@ -38,7 +38,9 @@ def canonical_text(value: object) -> str:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise KeyRefused(f"the key {text!r} holds a lone surrogate, which UTF-8 cannot carry: use text or the bytes as hex") from error
+                raise KeyRefused(
+                    f"the key {text!r} holds a lone surrogate, which UTF-8 cannot carry: use text or the bytes as hex"
+                ) from error
         return text
     if isinstance(value, int) and not isinstance(value, bool):
         return str(int(value))
@@ -50,7 +52,9 @@ def canonical_text(value: object) -> str:
         text = format(value, "f")  # not normalize(): that rounds to the precision of the caller's context
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return "0" if value == 0 else text
-    raise KeyRefused(f"expected a key of type str, int, UUID, Decimal or an enum of these, found {type(value).__name__} {value!r}")
+    raise KeyRefused(
+        f"expected a key of type str, int, UUID, Decimal or an enum of these, found {type(value).__name__} {value!r}"
+    )
 
 
 def murmur2(data: bytes) -> int:

@@ -153,7 +153,15 @@ class AppRuntime:
 
     def _work(self) -> Sequence[Coroutine[Any, Any, None]]:
         engines = [task for engine in self._engines.values() for task in engine.tasks()]
-        return [self._committer.run(), self._relay.run(), self._hear(), self._keep_share(), self._turn(), self._report(), *engines]
+        return [
+            self._committer.run(),
+            self._relay.run(),
+            self._hear(),
+            self._keep_share(),
+            self._turn(),
+            self._report(),
+            *engines,
+        ]
 
     def _snapshot(self, work: SlotWork, units: Sequence[Unit]) -> list[Progress]:
         return list(self._engines[work.slot.subscription].snapshot(work, units))
@@ -176,7 +184,9 @@ class AppRuntime:
             await self._clock.sleep(_LOOK_EVERY_S)  # one look for many commits
 
     async def _answer(self) -> None:
-        owned = {Slot(name, number): (engine, work) for name, engine in self._engines.items() for number, work in engine.works.items()}
+        owned = {
+            Slot(name, number): (engine, work) for name, engine in self._engines.items() for number, work in engine.works.items()
+        }
         for request in await self.store.requests(list(owned)):
             engine, work = owned[request.slot]
             try:
@@ -220,7 +230,11 @@ class AppRuntime:
                     await self._relay.drain()
                     await self._report_once()
         except TimeoutError:
-            _logger.warning("%s: the grace period of %g s is over; what was in flight will be handled again", self._declaration.name, self._settings.grace_s)
+            _logger.warning(
+                "%s: the grace period of %g s is over; what was in flight will be handled again",
+                self._declaration.name,
+                self._settings.grace_s,
+            )
         for engine in self._engines.values():
             engine.close()
 
@@ -273,7 +287,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
             os._exit(_SECOND_SIGNAL_EXIT if number == signal.SIGTERM else 128 + number)
         stop.set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
     try:
         for number in numbers:
             loop.add_signal_handler(number, stop_now, number)
@@ -297,4 +311,3 @@ async def opened_log(settings: Settings, clock: Clock, topics: Sequence[Topic] =
         yield log
     finally:
         await log.aclose()
-

@@ -440,7 +440,9 @@ class Store(Protocol):
         """Return the committed rows whose key starts with the whole elements of `prefix`, by key text, as of one moment."""
         ...
 
-    async def commit(self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]) -> Sequence[Outcome]:
+    async def commit(
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
+    ) -> Sequence[Outcome]:
         """Apply the units in the order given, and the progress, in one transaction.
 
         A unit is applied whole or not at all. It is not applied when a lease of its slot is missing in `leases` or of an old epoch

@@ -35,6 +35,7 @@ from everlog.store import (
     StateKey,
     Store,
     SubscriptionSpec,
+    Timer,
     Unit,
 )
 from everlog.stores.sqlite import SqliteStore, open_store
@@ -284,6 +285,20 @@ async def test_a_failed_commit_is_reported_as_unknown(tmp_path: Path) -> None:
         assert await store.commit([unit(2)], [lease], []) == [Outcome.COMMITTED]
 
 
+async def test_without_room_it_closes_all_the_same_and_the_lease_passes_by_itself(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with opened(tmp_path / "a.db", clock=clock) as other:
+        store = SqliteStore(tmp_path / "a.db", clock=clock, lease_s=LEASE_S)
+        await store.open()
+        await owning(store)
+        store._database._writer.set_commit_hook(lambda: True)
+        await store.aclose()
+        await other.join(["a"], alive_s=3_600)
+        assert await other.acquire(SLOT) is None
+        clock.advance(LEASE_S + 1)
+        assert await other.acquire(SLOT) is not None
+
+
 # ---- refusals ----
 
 
@@ -338,6 +353,22 @@ async def test_asking_twice_for_one_thing_is_asking_once(tmp_path: Path) -> None
 def hold(offset: int) -> Hold:
     record = StoredRecord("t", 0, Offset(offset), f"{offset}", "t.happened/1", b"{}", "k", "a", 0, 0, {}, 0, "", -1)
     return Hold("k", record, Cause.FAILED, 1, "ValueError", "", None)
+
+
+async def test_the_last_word_on_a_timer_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    event = Emitted("t", NewRecord("t.happened/1", b"{}", "k", 0, "a", 0))
+
+    def timers(*set_or_removed: tuple[str, int, Emitted | None]) -> Unit:
+        found = [Timer(name, "k", fires_us, emitted) for name, fires_us, emitted in set_or_removed]
+        return Unit(slot=SLOT, lane=None, version=1, timers=found)
+
+    async with opened(path) as store:
+        lease = await owning(store)
+        await store.commit([timers(("a", 1, event), ("b", 2, event)), timers(("a", 3, event), ("b", 0, None))], [lease], [])
+        assert raw(path).execute("SELECT subscription, name, key, fires_us FROM timer").fetchall() == [("a", "a", "k", 3)]
+        await store.commit([timers(("a", 0, None))], [lease], [])
+        assert raw(path).execute("SELECT * FROM timer").fetchall() == []
 
 
 # ---- verify ----

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from everlog.clock import Clock
 from everlog.client.follower import Start, follow
 from everlog.client.publisher import Published, Publisher
+from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
 from everlog.contracts.envelope import Origin, address
 from everlog.contracts.event import AnyEvent
@@ -118,9 +118,15 @@ class Client:
     ) -> Published:
         self._check_open()
         if within is not None:
-            raise FeatureMissing("publish(within=...)", adapter="this store", instead="publish after your commit, or keep your rows in handlers")
+            raise FeatureMissing(
+                "publish(within=...)", adapter="this store", instead="publish after your commit, or keep your rows in handlers"
+            )
         if idempotency_key is not None and not self._log.features.idempotency_keys:
-            raise FeatureMissing("publish(idempotency_key=...)", adapter="this log", instead="publish under a producer's name, or dedupe by the event's id")
+            raise FeatureMissing(
+                "publish(idempotency_key=...)",
+                adapter="this log",
+                instead="publish under a producer's name, or dedupe by the event's id",
+            )
         if not events:
             raise EventRefused("expected at least one event to publish, found none")
         origin = Origin(self._source, self._clock.wall_us(), headers or None, self._next_partition)
@@ -142,7 +148,7 @@ class Client:
 
     async def follow(
         self,
-        *types: type[E] | type[E2] | type[E3],
+        *types: type[E | E2 | E3],
         start: Start = "now",
         after: Position | str | None = None,
         key: object = None,
@@ -178,5 +184,3 @@ class Client:
     async def aclose(self) -> None:
         """Publish no more. Idempotent; the log stays open."""
         self._closed = True
-
-

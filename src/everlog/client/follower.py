@@ -85,4 +85,3 @@ def _wanted(chunk: Chunk, by_name: Mapping[str, Contract[Any]]) -> Contract[Any]
     if chunk.type_of is None or not any(contracts):
         return contracts[0]
     return [contracts[number] for number in chunk.type_of]
-

@@ -85,7 +85,9 @@ class Contract(Generic[T]):
         if self._key is None:
             return [None] * len(events)
         try:
-            return [value if type(value) is str and value.isascii() else canonical_text(value) for value in map(self._key, events)]
+            return [
+                value if type(value) is str and value.isascii() else canonical_text(value) for value in map(self._key, events)
+            ]
         except KeyRefused as error:
             raise KeyRefused(f"{self.name!r}, key field {self.topic.key!r}: {error}") from error
 
@@ -120,7 +122,9 @@ def bind(cls: type[T], contract: Contract[T]) -> None:
     """
     if _ATTRIBUTE in cls.__dict__:
         known = cast("Contract[Any]", cls.__dict__[_ATTRIBUTE])
-        raise DeclarationError(f"{cls.__name__} is {known.name!r} of topic {known.topic.name!r} already: declare a class of its own for {contract.name!r}")
+        raise DeclarationError(
+            f"{cls.__name__} is {known.name!r} of topic {known.topic.name!r} already: declare a class of its own for {contract.name!r}"
+        )
     setattr(cls, _ATTRIBUTE, contract)
 
 
@@ -130,8 +134,11 @@ def contract_of(cls: type[T]) -> Contract[T]:
     Raises:
         EventRefused: It was given to no topic.
     """
-    contract = cls.__dict__.get(_ATTRIBUTE) if isinstance(cls, type) else None
+    found: object = cls  # users' code is checked by no type checker, perhaps
+    contract = found.__dict__.get(_ATTRIBUTE) if isinstance(found, type) else None
     if contract is None:
-        shown = cls.__name__ if isinstance(cls, type) else repr(cls)
-        raise EventRefused(f'{shown} has no contract: write @topic.event("name/1") above its class, where topic = Topic("…", key="…")')
+        shown = found.__name__ if isinstance(found, type) else repr(found)
+        raise EventRefused(
+            f'{shown} has no contract: write @topic.event("name/1") above its class, where topic = Topic("…", key="…")'
+        )
     return cast("Contract[T]", contract)

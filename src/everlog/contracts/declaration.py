@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from msgspec import inspect
@@ -26,7 +26,7 @@ def check_class(cls: type, name: str, key: str | None) -> None:
     Raises:
         DeclarationError: It cannot carry events; names the field and the line to write.
     """
-    if not (isinstance(cls, type) and (issubclass(cls, msgspec.Struct) or dataclasses.is_dataclass(cls))):
+    if not _is_carrier(cls):
         raise DeclarationError(f"{name!r}: expected a subclass of everlog.Event or a dataclass, found {cls!r}")
     try:
         info = inspect.type_info(cls)
@@ -39,6 +39,10 @@ def check_class(cls: type, name: str, key: str | None) -> None:
         _check_key(info, cls, name, key)
 
 
+def _is_carrier(cls: object) -> bool:
+    return isinstance(cls, type) and (issubclass(cls, msgspec.Struct) or dataclasses.is_dataclass(cls))
+
+
 def _fields(info: inspect.Type) -> tuple[inspect.Field, ...]:
     return info.fields if isinstance(info, inspect.StructType | inspect.DataclassType) else ()
 
@@ -47,7 +51,9 @@ def _check_key(info: inspect.Type, cls: type, name: str, key: str) -> None:
     field = next((field for field in _fields(info) if field.name == key), None)
     if field is None:
         names = ", ".join(field.name for field in _fields(info)) or "none"
-        raise DeclarationError(f"{name!r}: the topic's key is the field {key!r}, and {cls.__name__} has: {names}. Add it, or use another topic")
+        raise DeclarationError(
+            f"{name!r}: the topic's key is the field {key!r}, and {cls.__name__} has: {names}. Add it, or use another topic"
+        )
     choices = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
     for choice in choices:
         if isinstance(choice, inspect.NoneType):
@@ -64,16 +70,19 @@ def _check_type(info: inspect.Type, path: str, name: str) -> None:
             f"write Annotated[datetime, msgspec.Meta(tz=True)]"
         )
     if isinstance(info, _NOT_JSON):
-        raise DeclarationError(f"{name!r}: {path} has a type that JSON does not carry: use a struct, a dataclass or a built-in type")
+        raise DeclarationError(
+            f"{name!r}: {path} has a type that JSON does not carry: use a struct, a dataclass or a built-in type"
+        )
     if isinstance(info, inspect.StructType | inspect.DataclassType):
-        if info.cls.__eq__ is object.__eq__ or (
-            isinstance(info, inspect.StructType) and not cast("type[msgspec.Struct]", info.cls).__struct_config__.eq
-        ):
+        compares = info.cls.__struct_config__.eq if isinstance(info, inspect.StructType) else "__eq__" in info.cls.__dict__
+        if not compares:
             raise DeclarationError(f"{name!r}: {info.cls.__name__} does not compare by its fields: remove eq=False")
         if isinstance(info, inspect.DataclassType):
             for field in dataclasses.fields(info.cls):
                 if not field.compare:
-                    raise DeclarationError(f"{name!r}: {info.cls.__name__}.{field.name} is left out when comparing: remove compare=False")
+                    raise DeclarationError(
+                        f"{name!r}: {info.cls.__name__}.{field.name} is left out when comparing: remove compare=False"
+                    )
 
 
 def _walk(info: inspect.Type, path: str, seen: set[type]) -> Iterator[tuple[str, inspect.Type]]:

@@ -84,7 +84,9 @@ def _difference(path: str, sent: object, back: object) -> str | None:
                 return found
     if isinstance(sent, float) and not math.isfinite(sent):
         return f"field {path}: expected a finite number, found {sent}"
-    return f"field {path or '(all)'}: found {_shown(sent)}, which comes back from JSON as {_shown(back)}: give it the declared type"
+    return (
+        f"field {path or '(all)'}: found {_shown(sent)}, which comes back from JSON as {_shown(back)}: give it the declared type"
+    )
 
 
 def _shown(value: object) -> str:

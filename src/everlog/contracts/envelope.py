@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 from everlog.contracts.contract import Contract, contract_of
@@ -57,7 +58,9 @@ def address(
         EventRefused: One breaks its contract, or a header's name or value is none. Nothing was changed.
     """
     if len(events) > MAX_EVENTS:
-        raise EventTooLarge(f"expected at most {MAX_EVENTS:,} events in one call, found {len(events):,}: publish them in batches of 1,000")
+        raise EventTooLarge(
+            f"expected at most {MAX_EVENTS:,} events in one call, found {len(events):,}: publish them in batches of 1,000"
+        )
     check_headers(origin.headers)
     by_class: dict[type[Any], list[int]] = {}
     for place, event in enumerate(events):
@@ -78,7 +81,9 @@ def _place(pair: tuple[int, NewRecord]) -> int:
     return pair[0]
 
 
-def _records(contract: Contract[Any], events: Sequence[Any], origin: Origin, key: object, ids: Sequence[str] | None) -> list[NewRecord]:
+def _records(
+    contract: Contract[Any], events: Sequence[Any], origin: Origin, key: object, ids: Sequence[str] | None
+) -> list[NewRecord]:
     datas = contract.encode(events)
     topic = contract.topic
     name, source, time_us, headers, schema, count = (
@@ -97,8 +102,18 @@ def _records(contract: Contract[Any], events: Sequence[Any], origin: Origin, key
         raise KeyRefused(f"topic {topic.name!r} takes its key from the field {topic.key!r}: leave out key=")
     try:
         return [
-            NewRecord(name, data, text, partition_of(text, count) if text is not None else origin.spread(topic), source, time_us, id_, headers, schema)
-            for data, text, id_ in zip(datas, keys, ids or [None] * len(keys), strict=True)
+            NewRecord(
+                name,
+                data,
+                text,
+                partition_of(text, count) if text is not None else origin.spread(topic),
+                source,
+                time_us,
+                id_,
+                headers,
+                schema,
+            )
+            for data, text, id_ in zip(datas, keys, ids or repeat(None), strict=False)
         ]
     except UnicodeEncodeError as error:  # a key field's str went through `encode` above, so this is a key= argument
         raise KeyRefused(f"the key {key!r} holds a lone surrogate, which UTF-8 cannot carry") from error
@@ -110,9 +125,12 @@ def check_headers(headers: Mapping[str, str] | None) -> None:
     Raises:
         EventRefused: Names the header.
     """
-    for name, value in (headers or {}).items():
+    given: dict[object, object] = dict((headers or {}).items())  # users' code is checked by no type checker, perhaps
+    for name, value in given.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or name in _RESERVED:
-            raise EventRefused(f"header {name!r}: expected a name of lower-case letters and digits that the envelope does not use itself")
+            raise EventRefused(
+                f"header {name!r}: expected a name of lower-case letters and digits that the envelope does not use itself"
+            )
         if not isinstance(value, str):
             raise EventRefused(f"header {name!r}: expected text, found {type(value).__name__} {value!r}")
         try:

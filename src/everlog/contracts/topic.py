@@ -44,7 +44,9 @@ class Topic:
         streams: bool = False,
     ) -> None:
         if not _TOPIC_NAME.fullmatch(name):
-            raise DeclarationError(f"expected a topic name of letters, digits, dots, dashes and underscores, at most 249, found {name!r}")
+            raise DeclarationError(
+                f"expected a topic name of letters, digits, dots, dashes and underscores, at most 249, found {name!r}"
+            )
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise DeclarationError(f"topic {name!r}: expected 1 to {MAX_PARTITIONS} partitions, found {partitions}")
         for setting, value in (("keep_s", keep_s), ("keep_bytes", keep_bytes)):

@@ -25,6 +25,7 @@ from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, Batch, Chunk, Prod
 from everlog.dedupe import Seen
 from everlog.drivers.sqlite.connection import Kind, connect, disconnect
 from everlog.drivers.sqlite.database import HEAD_TABLE, Database, Group, NothingStored, OutcomeUnknown
+from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import (
     Closed,
     EverlogError,
@@ -128,22 +129,23 @@ class _Writer:
         self._last_us = 0
         self._swept_us = 0
 
-    def apply(self, group: Group, jobs: Sequence[_Append | TopicSpec]) -> Sequence[Appended | None | Exception]:
+    def apply(self, group: Group, jobs: Sequence[_Append | TopicSpec]) -> Sequence[Appended | Exception | None]:
         """Apply one group: topics at once, records as one chunk per partition at the end."""
         connection = group.connection
         if not group.alone or len(self._numberings) > _REMEMBERED_PRODUCERS:
             self._topics.clear()
             self._next.clear()
             self._numberings.clear()
-            ((self._last_us,),) = connection.execute("SELECT last_us FROM log_time").fetchall()
+            ((self._last_us,),) = rows_of(connection, "SELECT last_us FROM log_time")
         self._last_us = max(self._last_us, self._clock.wall_us())
         tails: dict[tuple[int, int], _Tail] = {}
         touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
-        results: list[Appended | None | Exception] = []
+        results: list[Appended | Exception | None] = []
         for job in jobs:
             try:
                 if isinstance(job, TopicSpec):
-                    results.append(self._ensure(connection, job))
+                    self._ensure(connection, job)
+                    results.append(None)
                 else:
                     results.append(self._append(connection, job, tails, touched))
             except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
@@ -155,10 +157,10 @@ class _Writer:
     def _topic(self, connection: apsw.Connection, name: str) -> _Topic | None:
         topic = self._topics.get(name)
         if topic is None:
-            row = connection.execute("SELECT id, spec FROM topic WHERE name = ?", (name,)).fetchone()
-            if row is None:
+            found = rows_of(connection, "SELECT id, spec FROM topic WHERE name = ?", (name,))
+            if not found:
                 return None
-            topic = self._topics[name] = _Topic(row[0], _specs.decode(row[1]))
+            topic = self._topics[name] = _Topic(found[0][0], _specs.decode(found[0][1]))
         return topic
 
     def _ensure(self, connection: apsw.Connection, declared: TopicSpec) -> None:
@@ -188,7 +190,9 @@ class _Writer:
         ruled: list[tuple[Part, Numbering | None, Ruling]] = []
         for part in parts_of(topic.spec, job.records, job.producer):  # all are ruled before one is taken
             numbering = self._numbering(connection, name, topic.id, part.partition) if name else None
-            ruled.append((part, numbering, rule(part, numbering, topic=job.topic, producer=name, max_record_bytes=MAX_DATA_BYTES)))
+            ruled.append(
+                (part, numbering, rule(part, numbering, topic=job.topic, producer=name, max_record_bytes=MAX_DATA_BYTES))
+            )
         count = len(job.records)
         statuses = [Status.DUPLICATE] * count
         offsets: list[Offset | None] = [None] * count
@@ -219,19 +223,22 @@ class _Writer:
     def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
         known = self._numberings.get((name, topic, part))
         if known is None:
-            row = connection.execute(
+            found = rows_of(
+                connection,
                 "SELECT highest, missing, newest_first, newest_count, newest_content FROM producer "
                 "WHERE name = ? AND topic = ? AND part = ?",
                 (name, topic, part),
-            ).fetchone()
-            known = Numbering() if row is None else Numbering(Seen(row[0], _ranges.decode(row[1])), row[2], row[3], row[4])
+            )
+            known = Numbering()
+            for highest, missing, first, count, content in found:
+                known = Numbering(Seen(highest, _ranges.decode(missing)), first, count, content)
             self._numberings[name, topic, part] = known
         return known
 
     def _next_offset(self, connection: apsw.Connection, place: tuple[int, int]) -> int:
         known = self._next.get(place)
         if known is None:
-            ((known,),) = connection.execute("SELECT next_offset FROM part WHERE topic = ? AND part = ?", place).fetchall()
+            ((known,),) = rows_of(connection, "SELECT next_offset FROM part WHERE topic = ? AND part = ?", place)
             self._next[place] = known
         return known
 
@@ -338,7 +345,7 @@ class SqliteReader:
             was_live = self._live_id is not None
             ids = self._ids_live(connection) if was_live else self._ids_behind(connection)
             for id_, where in ids:
-                ((first, body),) = connection.execute("SELECT first, body FROM chunk WHERE id = ?", (id_,)).fetchall()
+                ((first, body),) = rows_of(connection, "SELECT first, body FROM chunk WHERE id = ?", (id_,))
                 try:
                     chunk = Chunk.from_bytes(body, where, Offset(first), after=self._after[where])
                 except FileError:
@@ -358,9 +365,11 @@ class SqliteReader:
     def _ids_live(self, connection: apsw.Connection) -> Sequence[tuple[int, TopicPartition]]:
         """Return the next chunks behind the last commit read, of the partitions assigned."""
         while True:
-            rows = connection.execute(
-                "SELECT id, topic, part, last FROM chunk WHERE id > ? ORDER BY id LIMIT ?", (self._live_id, _IDS_PER_LOOK)
-            ).fetchall()
+            rows = rows_of(
+                connection,
+                "SELECT id, topic, part, last FROM chunk WHERE id > ? ORDER BY id LIMIT ?",
+                (self._live_id, _IDS_PER_LOOK),
+            )
             found: list[tuple[int, TopicPartition]] = []
             for id_, topic, part, last in rows:
                 where = TopicPartition(self._log.topic_name(connection, topic), part)
@@ -374,15 +383,16 @@ class SqliteReader:
         """Return the next chunks of every partition, oldest commit first; go live where that is all there is."""
         found: list[tuple[int, TopicPartition]] = []
         is_all = True
-        top = connection.execute("SELECT max(id) FROM chunk").get or 0
+        top: int = first_of(connection, "SELECT max(id) FROM chunk") or 0
         for where, after in self._after.items():
             topic = self._log.topic_id(connection, where.topic)
             if topic is None:
                 continue
-            rows = connection.execute(
+            rows = rows_of(
+                connection,
                 "SELECT id FROM chunk WHERE topic = ? AND part = ? AND last > ? ORDER BY last LIMIT ?",
                 (topic, where.partition, after, _IDS_PER_LOOK),
-            ).fetchall()
+            )
             found.extend((id_, where) for (id_,) in rows)
             is_all = is_all and len(rows) < _IDS_PER_LOOK
         found.sort()
@@ -410,7 +420,7 @@ class SqliteLog:
     async def _open(self) -> None:
         await self._database.open()
         with self.reading() as connection:
-            ((identity,),) = connection.execute("SELECT value FROM meta WHERE name = 'identity'").fetchall()
+            ((identity,),) = rows_of(connection, "SELECT value FROM meta WHERE name = 'identity'")
         self._identity = UUID(bytes=identity)
 
     @property
@@ -448,17 +458,17 @@ class SqliteLog:
         """Return the number of a topic; ``None`` where there is none."""
         known = self._ids.get(name)
         if known is None:
-            row = connection.execute("SELECT id FROM topic WHERE name = ?", (name,)).fetchone()
-            if row is None:
+            known = first_of(connection, "SELECT id FROM topic WHERE name = ?", (name,))
+            if known is None:
                 return None
-            known = self._ids[name] = row[0]
+            self._ids[name] = known
         return known
 
     def topic_name(self, connection: apsw.Connection, number: int) -> str:
         """Return the name of a topic that has chunks."""
         known = self._names.get(number)
         if known is None:
-            ((known,),) = connection.execute("SELECT name FROM topic WHERE id = ?", (number,)).fetchall()
+            ((known,),) = rows_of(connection, "SELECT name FROM topic WHERE id = ?", (number,))
             self._names[number] = known
         return known
 
@@ -467,7 +477,7 @@ class SqliteLog:
 
     async def topics(self) -> Sequence[TopicSpec]:
         with self.reading() as connection:
-            return [_specs.decode(row[0]) for row in connection.execute("SELECT spec FROM topic ORDER BY name").fetchall()]
+            return [_specs.decode(row[0]) for row in rows_of(connection, "SELECT spec FROM topic ORDER BY name")]
 
     def append(
         self,
@@ -485,7 +495,9 @@ class SqliteLog:
         try:
             result: Appended = await submitted
         except OutcomeUnknown as error:
-            lost = LogError(f"{self._path}: the commit failed ({error}), so whether it is stored is unknown: send it again under its number")
+            lost = LogError(
+                f"{self._path}: the commit failed ({error}), so whether it is stored is unknown: send it again under its number"
+            )
             return Appended([Status.UNKNOWN] * count, [None] * count, [lost] * count)
         except NothingStored as error:
             raise self._read_only(error) from error
@@ -498,13 +510,15 @@ class SqliteLog:
             raise self._read_only(error) from error
 
     def _read_only(self, error: Exception) -> LogReadOnly:
-        return LogReadOnly(f"{self._path} takes no writes ({error}): nothing was stored, reading goes on; make room or give permission")
+        return LogReadOnly(
+            f"{self._path} takes no writes ({error}): nothing was stored, reading goes on; make room or give permission"
+        )
 
     async def last_sequence(self, producer: str, topic: str) -> Mapping[int, int]:
         with self.reading() as connection:
             number = self.topic_id(connection, topic)
             query = "SELECT part, highest FROM producer WHERE name = ? AND topic = ?"
-            return dict(connection.execute(query, (producer, number)).fetchall())
+            return dict(rows_of(connection, query, (producer, number)))
 
     def reader(self, after: Mapping[TopicPartition, Offset]) -> SqliteReader:
         return SqliteReader(self, after)
@@ -517,9 +531,11 @@ class SqliteLog:
 
     def _edge(self, topic: str, column: str) -> Position:
         with self.reading() as connection:
-            rows = connection.execute(
-                "SELECT part, next_offset, first_offset FROM part WHERE topic = ?", (self._existing(connection, topic),)
-            ).fetchall()
+            rows = rows_of(
+                connection,
+                "SELECT part, next_offset, first_offset FROM part WHERE topic = ?",
+                (self._existing(connection, topic),),
+            )
         chosen = {part: next_ if column == "next_offset" else first for part, next_, first in rows}
         return Position(self._identity, {TopicPartition(topic, part): Offset(edge - 1) for part, edge in chosen.items()})
 
@@ -534,15 +550,16 @@ class SqliteLog:
         offsets: dict[TopicPartition, Offset] = {}
         with self.reading() as connection:
             number = self._existing(connection, topic)
-            parts = connection.execute("SELECT part, first_offset, next_offset FROM part WHERE topic = ?", (number,)).fetchall()
+            parts = rows_of(connection, "SELECT part, first_offset, next_offset FROM part WHERE topic = ?", (number,))
             for part, first, next_ in parts:
                 low, high = first, next_  # the first record at or after the time lies in low … high
                 while low < high:
                     middle = (low + high) // 2
-                    ((start, last, logged_at_us),) = connection.execute(
+                    ((start, last, logged_at_us),) = rows_of(
+                        connection,
                         "SELECT first, last, logged_at_us FROM chunk WHERE topic = ? AND part = ? AND last >= ? ORDER BY last LIMIT 1",
                         (number, part, middle),
-                    ).fetchall()
+                    )
                     low, high = (last + 1, high) if logged_at_us < time_us else (low, min(start, middle))
                 offsets[TopicPartition(topic, part)] = Offset(low - 1)
         return Position(self._identity, offsets)
@@ -552,17 +569,18 @@ class SqliteLog:
         with self.reading() as connection:
             number = self._existing(connection, topic)
             for part, offset in after.items():
-                row = connection.execute(
-                    "SELECT next_offset, first_offset FROM part WHERE topic = ? AND part = ?", (number, part)
-                ).fetchone()
-                waiting = row[0] - max(offset + 1, row[1])
+                ((next_, first),) = rows_of(
+                    connection, "SELECT next_offset, first_offset FROM part WHERE topic = ? AND part = ?", (number, part)
+                )
+                waiting = next_ - max(offset + 1, first)
                 if waiting <= 0:
                     continue
                 count += waiting
-                ((logged_at_us,),) = connection.execute(
+                ((logged_at_us,),) = rows_of(
+                    connection,
                     "SELECT logged_at_us FROM chunk WHERE topic = ? AND part = ? AND last > ? ORDER BY last LIMIT 1",
                     (number, part, offset),
-                ).fetchall()
+                )
                 oldest_us = logged_at_us if oldest_us is None else min(oldest_us, logged_at_us)
         return Backlog(count, oldest_us)
 
@@ -576,7 +594,7 @@ class SqliteLog:
         connection = connect(self._path, _KIND, create=False, writes=False)
         try:
             found: list[str] = []
-            for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
+            for (line,) in rows_of(connection, "PRAGMA integrity_check"):
                 if line != "ok":
                     found.append(f"{self._path}: {line}")
             gaps = connection.execute(

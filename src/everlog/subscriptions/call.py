@@ -18,7 +18,17 @@ class Call:
 
     __slots__ = ("_chunk", "_contract", "_event", "_index", "_log", "_prefix", "_stored")
 
-    def __init__(self, prefix: str, log: UUID, contract: Contract[Any], event: Any, *, chunk: Chunk | None = None, index: int = 0, stored: StoredRecord | None = None) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        log: UUID,
+        contract: Contract[Any],
+        event: Any,
+        *,
+        chunk: Chunk | None = None,
+        index: int = 0,
+        stored: StoredRecord | None = None,
+    ) -> None:
         """Give either `chunk` and `index`, or `stored`.
 
         Args:

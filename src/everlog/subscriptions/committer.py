@@ -148,13 +148,7 @@ class Committer:
             leases.append(work.lease)
             own = [unit for unit in units if unit.slot == work.slot] if len(works) > 1 else units
             progress.extend((work.slot, one) for one in self._snapshot(work, own))
-        while True:
-            try:
-                outcomes = await self._store.commit(units, leases, progress)
-                break
-            except StoreReadOnly as error:
-                _logger.error("nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error)
-                await self._clock.sleep(_READ_ONLY_PAUSE_S)
+        outcomes = await self._stored(units, leases, progress)
         self._group = ()
         dropped: set[tuple[Slot, str]] = set()
         for pending, outcome in zip(group, outcomes, strict=True):
@@ -163,6 +157,19 @@ class Committer:
             self._tell(pending, outcome)
         if dropped:
             self._drop(dropped)
+
+    async def _stored(
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
+    ) -> Sequence[Outcome]:
+        """Commit; where the store takes no writes, again and again."""
+        while True:
+            try:
+                return await self._store.commit(units, leases, progress)
+            except StoreReadOnly as error:
+                _logger.error(
+                    "nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error
+                )
+                await self._clock.sleep(_READ_ONLY_PAUSE_S)
 
     def _take(self) -> Sequence[Pending]:
         group: list[Pending] = []

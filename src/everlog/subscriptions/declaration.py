@@ -52,7 +52,9 @@ class SubscriptionDeclaration:
             DeclarationError: It handles nothing, or topics with different numbers of partitions.
         """
         if not self.branches:
-            raise DeclarationError(f"subscription {self.name!r} of app {self.app!r} handles nothing: give it a handler with .on(…)")
+            raise DeclarationError(
+                f"subscription {self.name!r} of app {self.app!r} handles nothing: give it a handler with .on(…)"
+            )
         counts = {topic.name: topic.partitions for topic in self.topics}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{name} has {count}" for name, count in counts.items())

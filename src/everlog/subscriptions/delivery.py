@@ -41,6 +41,10 @@ class Retry:
         return min(self.most_s, longest_s) * random()
 
 
+def _is_exception(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Exception)
+
+
 Policy = Retry | Literal["park", "skip", "stop"]
 """What follows a failure: try again, keep it for a person, go on without it, or stop the slot."""
 
@@ -71,9 +75,11 @@ class Delivery:
         elif self.start not in (None, "beginning", "now"):
             raise DeclarationError(f"expected start to be 'beginning', 'now', a datetime or None, found {self.start!r}")
         if self.concurrency < 1 or self.time_limit_s <= 0:
-            raise DeclarationError(f"expected concurrency of at least 1 and time_limit_s above 0, found {self.concurrency} and {self.time_limit_s}")
+            raise DeclarationError(
+                f"expected concurrency of at least 1 and time_limit_s above 0, found {self.concurrency} and {self.time_limit_s}"
+            )
         for cls, policy in self.on_error.items():
-            if not (isinstance(cls, type) and issubclass(cls, Exception)):
+            if not _is_exception(cls):
                 raise DeclarationError(f"on_error: expected exception classes, found {cls!r}")
             if not isinstance(policy, Retry) and policy not in ("park", "skip", "stop"):
                 raise DeclarationError(f"on_error[{cls.__name__}]: expected a Retry, 'park', 'skip' or 'stop', found {policy!r}")

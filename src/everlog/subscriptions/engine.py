@@ -17,6 +17,8 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from msgspec.structs import replace
+
 from everlog.clock import Clock
 from everlog.codec import Batch
 from everlog.errors import EventRefused, HandlerTimeout, TxRefused
@@ -32,7 +34,7 @@ from everlog.subscriptions.delivery import Retry
 from everlog.subscriptions.failure import describe
 from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.overlay import Overlay
-from everlog.subscriptions.progress import PartitionProgress, SlotWork
+from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, choose, lane_of
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
@@ -370,7 +372,7 @@ class Engine:
                     if not self._was_time_limit(me):
                         raise
                     await self._fail(me, Waiting(run, index, event, branch), self._timeout(branch))
-                except Exception as error:  # noqa: BLE001 whatever a handler raises is a failed attempt
+                except Exception as error:
                     if tx is not None:
                         tx.close()
                     await self._fail(me, Waiting(run, index, event, branch), error)
@@ -437,7 +439,7 @@ class Engine:
         lane = self._lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
         error = TxRefused("an addition found no number in its row") if outcome is Outcome.REFUSED else None
         conflicts = waiting.conflicts + (outcome is Outcome.CONFLICT)
-        lane.rerun(waiting._replace(conflicts=conflicts, error=error))
+        lane.rerun(replace(waiting, conflicts=conflicts, error=error))
         if lane.is_running:
             lane.is_stale = True
         self._schedule(lane)
@@ -527,7 +529,7 @@ class Engine:
             await self._give_up(lane, waiting, Cause.UNREADABLE, 0, branch.why, "")
             return
         if waiting.error is not None:
-            await self._fail(me, waiting._replace(error=None), waiting.error)
+            await self._fail(me, replace(waiting, error=None), waiting.error)
             return
         if waiting.conflicts > 1:
             await self._around.clock.sleep(random.uniform(0, _CONFLICT_PAUSE_S * min(waiting.conflicts, 50)))  # noqa: S311 jitter, no secret
@@ -535,7 +537,7 @@ class Engine:
         try:
             tx, result = await self._invoke(me, branch, waiting.event, call)
             self._finish(lane, waiting, tx, result)
-        except Exception as error:  # noqa: BLE001 whatever a handler raises is a failed attempt
+        except Exception as error:
             await self._fail(me, waiting, error)
 
     async def _invoke(self, me: Worker, branch: Branch, event: object, call: Call) -> tuple[Tx[Any] | None, object]:
@@ -588,7 +590,9 @@ class Engine:
             unit = self._units.bare(lane.work.slot, None, [(waiting.run.chunk.where, waiting.run.chunk.offset(waiting.index))])
             self._committer.put(Pending(unit, lane.work, lambda pending, outcome: self._settled(pending, outcome, waiting)))
         elif policy == "stop":
-            _logger.error("%s: slot %d stops, as on_error says: %s failed: %s", self._prefix, lane.work.slot.number, handler, line)
+            _logger.error(
+                "%s: slot %d stops, as on_error says: %s failed: %s", self._prefix, lane.work.slot.number, handler, line
+            )
             self._stop_taking(lane.work)
         else:
             delay_s = policy.delay_s(1, random=random.random) if isinstance(policy, Retry) else None
@@ -642,7 +646,7 @@ class Engine:
             call = Call(self._prefix, self._around.log.identity, branch.contract, event, stored=held.record)
             tx, result = await self._invoke(me, branch, event, call)
             unit = self._units.make(lane.work.slot, None, [], call, tx, result)
-        except Exception as error:  # noqa: BLE001 whatever a handler raises is a failed attempt
+        except Exception as error:
             return await self._failed_again(lane, held, error)
         unit = unit or self._units.bare(lane.work.slot, None, [])
         unit.releases = [held.id]
@@ -657,7 +661,11 @@ class Engine:
         line, trace = describe(error)
         attempts = held.attempts + 1
         policy = self.declaration.delivery.policy(error)
-        delay_s = policy.delay_s(attempts, random=random.random) if isinstance(policy, Retry) and not isinstance(error, Unhandled) else None
+        delay_s = (
+            policy.delay_s(attempts, random=random.random)
+            if isinstance(policy, Retry) and not isinstance(error, Unhandled)
+            else None
+        )
         unit = self._units.bare(lane.work.slot, None, [])
         if policy == "skip":
             unit.releases = [held.id]
@@ -710,19 +718,15 @@ class Engine:
                     lane.is_due = True
                     self._schedule(lane)
             self._due_changed.clear()
-            changed = asyncio.ensure_future(self._due_changed.wait())
-            waits = [changed]
+            waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._due_changed.wait())]
             if self._due:
-                waits.append(asyncio.ensure_future(self._sleep((self._due[0][0] - now_us) / 1e6)))
+                until_due_s = max(0.0, (self._due[0][0] - now_us) / 1e6)
+                waits.append(asyncio.create_task(self._around.clock.sleep(until_due_s)))
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for wait in waits:
                     wait.cancel()
-
-    async def _sleep(self, seconds: float) -> bool:
-        await self._around.clock.sleep(max(0.0, seconds))
-        return True
 
     async def _watch(self) -> None:
         """Cancel handlers that run past the time limit: one look at all workers, a few times per limit."""
@@ -738,7 +742,11 @@ class Engine:
                     since.pop(worker, None)
                 elif known is None or known[0] is not worker.watched:
                     since[worker] = (worker.watched, now_s)
-                elif now_s - known[1] >= limit_s * (1 - 1 / _LOOKS_PER_LIMIT) and worker.task is not None and not worker.is_timed_out:
+                elif (
+                    now_s - known[1] >= limit_s * (1 - 1 / _LOOKS_PER_LIMIT)
+                    and worker.task is not None
+                    and not worker.is_timed_out
+                ):
                     worker.is_timed_out = True
                     worker.task.cancel()
 

@@ -49,7 +49,10 @@ def make_handler(function: Callable[..., Any], types: Sequence[type[Any]]) -> Ha
 def _takes_tx(function: Callable[..., Any], name: str) -> bool:
     positional = 0
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.default is parameter.empty:
+        if (
+            parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            and parameter.default is parameter.empty
+        ):
             positional += 1
         elif parameter.default is parameter.empty:
             positional = -1
@@ -70,7 +73,9 @@ def _returned(function: Callable[..., Any], name: str) -> Sequence[Contract[Any]
         try:
             contracts.append(contract_of(cls))
         except EventRefused as error:
-            raise DeclarationError(f"{name} returns {annotation!r}: expected None, events or a sequence of events: {error}") from error
+            raise DeclarationError(
+                f"{name} returns {annotation!r}: expected None, events or a sequence of events: {error}"
+            ) from error
     return contracts
 
 

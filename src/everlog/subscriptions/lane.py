@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from everlog.subscriptions.declaration import Branch
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, frozen=True):
     """A record that was taken from its run and waits for its lane."""
 
     run: Run
@@ -26,7 +28,19 @@ class Waiting(NamedTuple):
 class Lane:
     """A key with a handler that is suspended, with records waiting for it, or with held records in the store."""
 
-    __slots__ = ("due_us", "held", "is_due", "is_running", "is_scheduled", "is_stale", "key", "pending", "reruns", "uncommitted", "work")
+    __slots__ = (
+        "due_us",
+        "held",
+        "is_due",
+        "is_running",
+        "is_scheduled",
+        "is_stale",
+        "key",
+        "pending",
+        "reruns",
+        "uncommitted",
+        "work",
+    )
 
     def __init__(self, key: str, work: SlotWork) -> None:
         self.key = key

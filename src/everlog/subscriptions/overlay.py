@@ -94,4 +94,3 @@ def matches(key: str, prefix: str) -> bool:
     if prefix == "[]" or key == prefix:
         return True
     return key.startswith(prefix[:-1] + ",")
-

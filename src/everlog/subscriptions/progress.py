@@ -10,7 +10,6 @@ from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot
 from everlog.subscriptions.run import Run
 
-
 READ_AHEAD_RECORDS: Final = 10_000
 """Most records of a partition between the oldest unfinished one and the newest taken."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from everlog.clock import Clock
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, LeaseLost, LogError, LogReadOnly, TopicMissing
+from everlog.errors import EverlogError, LeaseLost, LogReadOnly, TopicMissing
 from everlog.log import Log, ProducerBatch, Status
 from everlog.store import RELAY, Lease, OutboxRow, Store, relay_producer
 
@@ -149,10 +149,15 @@ class Relay:
             if status in (Status.STORED, Status.DUPLICATE):
                 done.append(row.id)
                 continue
-            error = appended.errors[at] or LogError("the log gave no reason")
+            reason = appended.errors[at] if appended.errors else None
             if status is Status.REFUSED:
-                _logger.error("the log refuses an event of topic %r with key %r for good; its key waits in the outbox: %s", topic, row.emitted.record.key, error)
-                await self._store.refuse(lease, row.id, str(error))
+                _logger.error(
+                    "the log refuses an event of topic %r with key %r for good; its key waits in the outbox: %s",
+                    topic,
+                    row.emitted.record.key,
+                    reason,
+                )
+                await self._store.refuse(lease, row.id, str(reason))
             else:
                 again.append(row)
         return again

@@ -95,7 +95,9 @@ def choose(name: str, branches: Mapping[str, Branch]) -> Branch | Unreadable | N
         return branch
     base = name.rpartition("/")[0]
     known = [other for other in branches if other.rpartition("/")[0] == base]
-    return Unreadable(f"the code handles {', '.join(sorted(known))} and not {name}: deploy code that handles it") if known else None
+    return (
+        Unreadable(f"the code handles {', '.join(sorted(known))} and not {name}: deploy code that handles it") if known else None
+    )
 
 
 def lane_of(key: str | None, chunk: Chunk, index: int) -> str:

@@ -57,10 +57,10 @@ class Slots:
                 self._engine.lose_slot(work)
         move = balance(survey, me=self._member, count=self._engine.declaration.slots, owned=list(self._engine.works))
         for number in move.give:
-            work = self._engine.works.get(number)
-            if work is not None:
-                await self._engine.close_slot(work)
-                await self._store.release(work.lease)
+            surplus = self._engine.works.get(number)
+            if surplus is not None:
+                await self._engine.close_slot(surplus)
+                await self._store.release(surplus.lease)
         has_changed = bool(move.give)
         for number in move.take:
             has_changed = await self._take(Slot(name, number)) or has_changed

@@ -65,7 +65,9 @@ def check_grown(app: AppDeclaration, registered: Registered) -> None:
         )
 
 
-async def begin(log: Log, store: Store, declaration: SubscriptionDeclaration, stored: SubscriptionStatus | None) -> Sequence[Topic]:
+async def begin(
+    log: Log, store: Store, declaration: SubscriptionDeclaration, stored: SubscriptionStatus | None
+) -> Sequence[Topic]:
     """Set where a subscription begins on topics that it has no progress on; return these topics.
 
     Raises:

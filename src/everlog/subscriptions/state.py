@@ -60,7 +60,9 @@ class State(Generic[V]):
             found = "what comes back from JSON is another value"
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
             found = str(error)
-        raise TxRefused(f"state {self.name!r}: expected a value of the declared type, found {type(value).__name__} {str(value)[:60]!r}: {found}")
+        raise TxRefused(
+            f"state {self.name!r}: expected a value of the declared type, found {type(value).__name__} {str(value)[:60]!r}: {found}"
+        )
 
     def decode(self, data: bytes) -> V:
         """Return the value that a row holds.
@@ -71,7 +73,9 @@ class State(Generic[V]):
         try:
             return self._decoder.decode(data)
         except msgspec.MsgspecError as error:
-            raise StoreError(f"state {self.name!r} holds a row of another type ({error}): declare the new type under the next version") from error
+            raise StoreError(
+                f"state {self.name!r} holds a row of another type ({error}): declare the new type under the next version"
+            ) from error
 
     def check_amount(self, amount: object) -> None:
         """Check that `amount` can be added to its values.
@@ -82,7 +86,9 @@ class State(Generic[V]):
         if isinstance(amount, bool) or not isinstance(amount, _NUMBERS) or not _is_finite(amount):
             raise TxRefused(f"state {self.name!r}: expected a finite number to add, found {type(amount).__name__} {amount!r}")
         if self.type in _NUMBERS and type(amount) is not self.type and not (self.type is float and type(amount) is int):
-            raise TxRefused(f"state {self.name!r}: expected to add {cast('type[Any]', self.type).__name__}, found {type(amount).__name__} {amount!r}")
+            raise TxRefused(
+                f"state {self.name!r}: expected to add {cast('type[Any]', self.type).__name__}, found {type(amount).__name__} {amount!r}"
+            )
 
 
 def _is_finite(amount: float | Decimal) -> bool:

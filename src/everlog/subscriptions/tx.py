@@ -110,7 +110,9 @@ class Tx(Generic[R]):
             return state.decode(_sum(state, row.value, write))
         return default if row.value is None else state.decode(row.value)
 
-    async def scan(self, state: State[V], prefix: KeyPart | tuple[KeyPart, ...] = ()) -> AsyncIterator[tuple[tuple[str | int, ...], V]]:
+    async def scan(
+        self, state: State[V], prefix: KeyPart | tuple[KeyPart, ...] = ()
+    ) -> AsyncIterator[tuple[tuple[str | int, ...], V]]:
         """Yield the rows whose key starts with the elements of `prefix`, in the order of their keys' text; all rows without one.
 
         Raises:

@@ -106,7 +106,10 @@ class Units:
             placed: list[tuple[int, Emitted]] = []
             for target in addressed:
                 self._topics[target.topic.name] = target.topic
-                placed.extend((place, Emitted(target.topic.name, record)) for place, record in zip(target.places, target.records, strict=True))
+                placed.extend(
+                    (place, Emitted(target.topic.name, record))
+                    for place, record in zip(target.places, target.records, strict=True)
+                )
             placed.sort(key=_place)
             emits.extend(emitted for _, emitted in placed)
         return emits
@@ -127,6 +130,7 @@ def _returned(result: object) -> Sequence[Any]:
     if isinstance(result, list | tuple):
         return cast("Sequence[Any]", result)
     if isinstance(result, str | bytes | int | float | dict | set):
-        raise TxRefused(f"the handler returned {type(result).__name__} {str(result)[:60]!r}: expected None, an event or a sequence of events")
+        raise TxRefused(
+            f"the handler returned {type(result).__name__} {str(result)[:60]!r}: expected None, an event or a sequence of events"
+        )
     return (result,)
-

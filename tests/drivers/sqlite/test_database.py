@@ -97,7 +97,7 @@ async def test_a_group_is_closed_at_its_bounds(tmp_path: Path) -> None:
         held = threading.Event()
         whole = made._apply
 
-        def apply(group: Group, jobs: Sequence[int]) -> Sequence[int | EverlogError]:
+        def apply(group: Group, jobs: Sequence[int]) -> Sequence[int | Exception]:
             held.wait()
             return whole(group, jobs)
 

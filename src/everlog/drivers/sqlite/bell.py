@@ -52,6 +52,11 @@ class _Watch:
             self._queue.close()
 
 
+def _end(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 class Bell:
     """Rung by every committer of a file, heard by everyone who waits. `ring` may be called from any thread.
 
@@ -96,8 +101,7 @@ class Bell:
         self.strokes += 1
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            _end(waiter)
 
     async def wait(self, strokes: int, seconds: float = BACKSTOP_S) -> None:
         """Return at the first stroke after the `strokes`-th, or after `seconds`."""
@@ -106,7 +110,7 @@ class Bell:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.add(waiter)
-        timer = loop.call_later(seconds, lambda: waiter.done() or waiter.set_result(None))
+        timer = loop.call_later(seconds, _end, waiter)
         try:
             await waiter
         finally:

@@ -20,7 +20,22 @@ from everlog.errors import EverlogError, FileDamaged, FileNewer, FilePlace, File
 _HEADER: Final = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_MS: Final = 10_000
 _PAGE_BYTES: Final = 4_096
-_NETWORK_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs", "gfs", "ocfs", "vboxsf", "davfs", "sshfs")
+_NETWORK_SYSTEMS: Final = (
+    "nfs",
+    "cifs",
+    "smb",
+    "fuse",
+    "9p",
+    "ceph",
+    "gluster",
+    "lustre",
+    "afs",
+    "gfs",
+    "ocfs",
+    "vboxsf",
+    "davfs",
+    "sshfs",
+)
 _CHECKSUM_VFS: Final = "cksmvfs"  # the name under which SQLite's cksumvfs registers itself
 _open_files: weakref.WeakKeyDictionary[apsw.Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
 """Which file each open connection of this process has, as device and inode."""
@@ -48,7 +63,9 @@ def check_place(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise FilePlace(f"cannot make the folder {path.parent}: {error.strerror}: choose another place with --log-url or --store-url") from error
+        raise FilePlace(
+            f"cannot make the folder {path.parent}: {error.strerror}: choose another place with --log-url or --store-url"
+        ) from error
     system = _file_system(path.parent)
     if any(system.startswith(name) for name in _NETWORK_SYSTEMS):
         raise FilePlace(f"{path.parent} is on {system}, where file locks and syncs are not kept: choose a local disk")
@@ -100,14 +117,18 @@ def check_header(path: Path, kind: Kind) -> bool:
     finally:
         os.close(fd)
     if len(head) < 100 or not head.startswith(_HEADER):
-        raise FileStrange(f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched")
+        raise FileStrange(
+            f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched"
+        )
     version, application_id = int.from_bytes(head[60:64], "big"), int.from_bytes(head[68:72], "big")
     if application_id == 0 and version == 0 and path.with_name(path.name + "-journal").exists():
         return False  # killed while it was made: SQLite rolls it back
     if application_id != kind.application_id:
         raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
     if version > kind.version:
-        raise FileNewer(f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched")
+        raise FileNewer(
+            f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched"
+        )
     return False
 
 
@@ -135,7 +156,9 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
     is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").get
     if create and is_empty:
         connection.pragma("page_size", _PAGE_BYTES)
-        connection.reserve_bytes(reserve=8)  # room for the page checksums; cannot be set later, and is undone if auto_vacuum comes first
+        connection.reserve_bytes(
+            reserve=8
+        )  # room for the page checksums; cannot be set later, and is undone if auto_vacuum comes first
         connection.pragma("auto_vacuum", 2)  # incremental: retention gives pages back; cannot be set later either
         # In rollback mode, so that the mark is in the file's own header as soon as there is one, and not in the WAL alone.
         connection.pragma("journal_mode", "delete")
@@ -158,7 +181,9 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
         connection.pragma(name, value)
         found: object = connection.pragma(name)
         if found != value:
-            raise FilePlace(f"{path}: expected PRAGMA {name}={value}, SQLite says {found!r}: the place cannot keep what is written")
+            raise FilePlace(
+                f"{path}: expected PRAGMA {name}={value}, SQLite says {found!r}: the place cannot keep what is written"
+            )
     if connection.reserve_bytes() != 8 or not connection.pragma("checksum_verification"):
         raise FileDamaged(f"{path}: its pages carry no checksums: restore the {kind.name} from a backup")
     return connection

@@ -24,8 +24,9 @@ import apsw
 
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
+from everlog.drivers.sqlite.rows import first_of
 from everlog.drivers.sqlite.turn import Turn
-from everlog.errors import Closed, EverlogError, FileDamaged
+from everlog.errors import Closed, FileDamaged
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -239,7 +240,7 @@ class Database(Generic[J, R]):
         self._writer = connect(path, self._kind, create=True, writes=True)
         if self._suspect:
             self._sync_all()
-        ((number,),) = self._writer.execute("SELECT number FROM head").fetchall()
+        number: int = first_of(self._writer, "SELECT number FROM head")
         if rung > number:
             raise self._missing(rung, number)
         self._reader = connect(path, self._kind, create=False, writes=False)
@@ -305,7 +306,7 @@ class Database(Generic[J, R]):
         results: Sequence[R | BaseException]
         try:
             writer.execute("BEGIN IMMEDIATE")
-            (number,) = writer.execute("SELECT number FROM head").fetchall()[0]
+            number: int = first_of(writer, "SELECT number FROM head")
             alone = number == self._last_number
             self._last_number = -1
             results = self._apply(Group(writer, number + 1, alone), jobs)

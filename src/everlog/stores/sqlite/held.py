@@ -37,8 +37,8 @@ def keys(connection: apsw.Connection, slot: Slot, after: str | None, limit: int)
     rows = rows_of(
         connection,
         "SELECT key, count(*), min(id), next_attempt_us, cause FROM held "
-        "WHERE subscription = ?1 AND slot = ?2 AND (?3 IS NULL OR key > ?3) GROUP BY key ORDER BY key LIMIT ?4",
-        (*slot, after, limit),
+        f"WHERE subscription = ? AND slot = ? AND key {'>=' if after is None else '>'} ? GROUP BY key ORDER BY key LIMIT ?",
+        (*slot, after or "", limit),
     )
     return [HeldKey(key, count, 0 if at is None and cause == "behind" else at) for key, count, _, at, cause in rows]
 

@@ -20,7 +20,7 @@ from everlog.clock import Clock
 from everlog.drivers.sqlite.database import Database, Group, NothingStored, OutcomeUnknown
 from everlog.drivers.sqlite.process import this_process
 from everlog.drivers.sqlite.rows import rows_of
-from everlog.errors import EverlogError, FileDamaged, StoreError, StoreReadOnly
+from everlog.errors import Closed, EverlogError, FileDamaged, StoreError, StoreReadOnly
 from everlog.position import Offset, TopicPartition
 from everlog.store import (
     RELAY,
@@ -285,9 +285,11 @@ class SqliteStore:
             return [str(error)]
 
     async def aclose(self) -> None:
-        with suppress(StoreError):  # no room to leave: the lease passes by itself
-            await self.leave()
-        await self._database.aclose()
+        try:
+            with suppress(StoreError, Closed):  # no room to leave, or a fork of who joined: the lease passes by itself
+                await self.leave()
+        finally:
+            await self._database.aclose()
 
     async def _write(self, run: Callable[[apsw.Connection], T], *, size: int = _SMALL_BYTES) -> T:
         """Run a job in the writer thread and return what it returned.
