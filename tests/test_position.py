@@ -69,5 +69,5 @@ def test_any_other_text_is_refused_by_the_same_error(text: str) -> None:
 def test_a_position_of_a_newer_everlog_says_so() -> None:
     body = msgspec.msgpack.encode([2, LOG.bytes, {}])
     token = base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
-    with pytest.raises(PositionRefused, match="version 2"):
+    with pytest.raises(PositionRefused, match="newer Everlog"):
         Position.parse(token, log=LOG)

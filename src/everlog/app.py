@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, overload
 
@@ -199,7 +199,7 @@ class App(Generic[R]):
         return AppDeclaration(self.name, subscriptions, self._lifespan)
 
     @asynccontextmanager
-    async def connect(self, settings: Settings | None = None) -> AsyncIterator[Client]:
+    async def connect(self, settings: Settings | None = None) -> AsyncGenerator[Client]:
         """Open the log and lend a client that publishes under the app's name.
 
         Args:
@@ -231,7 +231,7 @@ class App(Generic[R]):
         """
         await run_apps([self.declaration()], settings if settings is not None else Settings().from_env())
 
-    def stage(self, connection: object, *events: AnyEvent) -> NoReturn:
+    def stage(self, connection: object, *events: AnyEvent) -> NoReturn:  # noqa: ARG002 the signature stands, for stores that honour it
         """Put events into the transaction of a connection to the app's own database.
 
         Raises:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -278,7 +278,7 @@ async def run_apps(
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
+def _signals(stop: asyncio.Event) -> Generator[None]:
     """Set `stop` at the first SIGTERM or SIGINT; the second ends the process at once: nothing is half committed."""
     loop = asyncio.get_running_loop()
 
@@ -301,7 +301,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def opened_log(settings: Settings, clock: Clock, topics: Sequence[Topic] = ()) -> AsyncIterator[Log]:
+async def opened_log(settings: Settings, clock: Clock, topics: Sequence[Topic] = ()) -> AsyncGenerator[Log]:
     """Open the log that the settings name, with these topics in it, and close it at the end."""
     log = await open_log(settings, clock=clock)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from everlog.clock import Clock
 from everlog.errors import StartRefused, UnknownAdapter
@@ -18,7 +18,6 @@ from everlog.store import Store
 FOLDER: Final = ".everlog"
 _PREFIX: Final = "EVERLOG_"
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
-_P = TypeVar("_P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +148,4 @@ def _adapter(port: str, url: str) -> Any:
     found = {point.name: point for point in entry_points(group=f"everlog.{port}s")}
     if scheme not in found:
         raise UnknownAdapter(port, shown(url), list(found))
-    return cast("Any", found[scheme].load())
+    return found[scheme].load()

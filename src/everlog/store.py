@@ -167,6 +167,7 @@ class Retried(msgspec.Struct, frozen=True):
     """A held record was tried again and failed again."""
 
     held_id: int
+    cause: Cause
     attempts: int
     error: str
     trace: str
@@ -534,9 +535,6 @@ class Store(Protocol):
         ...
 
 
-RelayName: Final = "relay"
-
-
 def relay_producer(identity: UUID, incarnation: int) -> str:
     """Return the producer name of a store's relay: never the app's name, so that a new store is a new producer."""
-    return f"{RelayName}-{identity.hex}-{incarnation}"
+    return f"relay-{identity.hex}-{incarnation}"

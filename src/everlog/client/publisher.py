@@ -66,7 +66,7 @@ class Publisher:
     async def _open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
         if ensure is not None:
             await ensure()
-        last = await self.log.last_sequence(self.name, topic.name) if self.named else {}
+        last: Mapping[int, int] = await self.log.last_sequence(self.name, topic.name) if self.named else {}
         self._flows[topic.name] = _Flow({partition: number + 1 for partition, number in last.items()})
 
     def is_open(self, topic: Topic) -> bool:

@@ -134,7 +134,7 @@ def contract_of(cls: type[T]) -> Contract[T]:
     Raises:
         EventRefused: It was given to no topic.
     """
-    found: object = cls  # users' code is checked by no type checker, perhaps
+    found = cast("object", cls)  # users' code is checked by no type checker, perhaps
     contract = found.__dict__.get(_ATTRIBUTE) if isinstance(found, type) else None
     if contract is None:
         shown = found.__name__ if isinstance(found, type) else repr(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import inspect
@@ -39,8 +39,8 @@ def check_class(cls: type, name: str, key: str | None) -> None:
         _check_key(info, cls, name, key)
 
 
-def _is_carrier(cls: object) -> bool:
-    return isinstance(cls, type) and (issubclass(cls, msgspec.Struct) or dataclasses.is_dataclass(cls))
+def _is_carrier(cls: Any) -> bool:
+    return isinstance(cls, type) and (issubclass(cls, msgspec.Struct) or dataclasses.is_dataclass(cast("Any", cls)))
 
 
 def _fields(info: inspect.Type) -> tuple[inspect.Field, ...]:
@@ -96,17 +96,24 @@ def _walk(info: inspect.Type, path: str, seen: set[type]) -> Iterator[tuple[str,
         seen.add(info.cls)
         for field in info.fields:
             yield from _walk(field.type, f"{path}.{field.name}", seen)
-    elif isinstance(info, inspect.NamedTupleType | inspect.TypedDictType):
+    else:
+        for inner, child in _parts(info, path):
+            yield from _walk(child, inner, seen)
+
+
+def _parts(info: inspect.Type, path: str) -> Iterator[tuple[str, inspect.Type]]:
+    """Yield the types that a type other than a struct or dataclass is made of."""
+    if isinstance(info, inspect.NamedTupleType | inspect.TypedDictType):
         for field in info.fields:
-            yield from _walk(field.type, f"{path}.{field.name}", seen)
+            yield f"{path}.{field.name}", field.type
     elif isinstance(info, inspect.UnionType):
         for choice in info.types:
-            yield from _walk(choice, path, seen)
+            yield path, choice
     elif isinstance(info, inspect.TupleType):
         for element in info.item_types:
-            yield from _walk(element, f"{path}[]", seen)
+            yield f"{path}[]", element
     elif isinstance(info, inspect.CollectionType):
-        yield from _walk(info.item_type, f"{path}[]", seen)
+        yield f"{path}[]", info.item_type
     elif isinstance(info, inspect.DictType):
-        yield from _walk(info.key_type, f"{path} (keys)", seen)
-        yield from _walk(info.value_type, f"{path} (values)", seen)
+        yield f"{path} (keys)", info.key_type
+        yield f"{path} (values)", info.value_type

@@ -8,8 +8,7 @@ What is queued together becomes one chunk per partition, of any producers. Only 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -243,7 +242,7 @@ class _Writer:
         return known
 
     def _write_chunks(self, group: Group, tails: Mapping[tuple[int, int], _Tail]) -> None:
-        rows: list[tuple[object, ...]] = []
+        rows: list[tuple[Any, ...]] = []
         for (topic, part), tail in tails.items():
             for start, stop, records, runs in _pieces(tail):
                 body = encode_chunk(records, runs, self._last_us)
@@ -260,7 +259,7 @@ class _Writer:
         if not touched:
             return
         now_us = self._clock.wall_us()
-        rows: list[tuple[object, ...]] = []
+        rows: list[tuple[Any, ...]] = []
         for place, named in touched.items():
             known = self._numberings[place]
             missing = msgspec.msgpack.encode(known.seen.missing) if known.seen.missing else _NO_RANGES
@@ -417,7 +416,12 @@ class SqliteLog:
             size_of=_size,
         )
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Open the file, once, before anything else.
+
+        Raises:
+            FileError: It is strange, newer or damaged, or its place cannot hold it.
+        """
         await self._database.open()
         with self.reading() as connection:
             ((identity,),) = rows_of(connection, "SELECT value FROM meta WHERE name = 'identity'")
@@ -445,7 +449,7 @@ class SqliteLog:
         await self._database.bell.wait(strokes)
 
     @contextmanager
-    def reading(self) -> Iterator[apsw.Connection]:
+    def reading(self) -> Generator[apsw.Connection]:
         """Lend the reading connection, in one transaction: all that is read in it is of one moment."""
         with self._database.reading() as connection:
             connection.execute("BEGIN")
@@ -584,10 +588,10 @@ class SqliteLog:
                 oldest_us = logged_at_us if oldest_us is None else min(oldest_us, logged_at_us)
         return Backlog(count, oldest_us)
 
-    async def trim(self, topic: str, before: Position) -> None:
+    async def trim(self, topic: str, before: Position) -> None:  # noqa: ARG002 the port asks for them
         raise FeatureMissing("retention", adapter="the SQLite log", instead="keep everything for now")
 
-    async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:
+    async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:  # noqa: ARG002 the port asks for them
         raise FeatureMissing("reading one stream", adapter="the SQLite log", instead="read the topic and choose the key")
 
     async def verify(self) -> Sequence[str]:
@@ -629,6 +633,6 @@ async def open_log(url: str, *, clock: Clock) -> Log:
     place = url.removeprefix("sqlite:")
     if not place or place == ":memory:" or "?" in place:
         raise StartRefused(f"expected sqlite:PATH as log, found {url!r}: for a log in memory use memory:")
-    log = SqliteLog(Path(os.path.abspath(place)), clock)
-    await log._open()  # noqa: SLF001 the second half of the constructor
+    log = SqliteLog(Path.cwd() / place, clock)
+    await log.open()
     return log

@@ -333,7 +333,7 @@ class Engine:
         active.lane.is_running = True
         active.watched = object()
 
-    async def _take(self, me: Worker) -> None:
+    async def _take(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 the hot loop: a call per event would cost a third of it
         """Be the active worker: take records and run their handlers, until one suspends or none is left."""
         self._active = me
         loop = asyncio.get_running_loop()
@@ -671,7 +671,8 @@ class Engine:
             unit.releases = [held.id]
         else:
             due_us = None if delay_s is None else self._around.clock.wall_us() + round(delay_s * 1e6)
-            unit.retried = Retried(held.id, attempts, line, trace, due_us)
+            cause = Cause.UNREADABLE if isinstance(error, Unhandled) else Cause.FAILED
+            unit.retried = Retried(held.id, cause, attempts, line, trace, due_us)
             self._log_failure(lane.key, line, attempts, delay_s)
             if due_us is not None:
                 self._set_due(lane, due_us)

@@ -91,6 +91,4 @@ class Overlay:
 
 def matches(key: str, prefix: str) -> bool:
     """Tell whether a key's canonical text starts with the whole elements of a prefix's."""
-    if prefix == "[]" or key == prefix:
-        return True
-    return key.startswith(prefix[:-1] + ",")
+    return prefix in ("[]", key) or key.startswith(prefix[:-1] + ",")

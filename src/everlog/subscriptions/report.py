@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from everlog.codec import Chunk
+from everlog.contracts.contract import contract_of
 from everlog.contracts.envelope import Origin, address
 from everlog.contracts.event import Event
 from everlog.contracts.topic import Topic
@@ -86,9 +87,13 @@ def reports_of(store: UUID, status: StoreStatus) -> list[ProgressReported]:
 
 async def publish_reports(log: Log, app: str, reports: list[ProgressReported], time_us: int) -> None:
     """Append reports to the log. A report that is lost is followed by the next one, so no number protects it."""
-    origin = Origin(app, time_us, None, lambda _: 0)
+    origin = Origin(app, time_us, None, _only_partition)
     for target in address(reports, origin):
         await log.append(target.topic.name, target.records)
+
+
+def _only_partition(topic: Topic) -> int:
+    return topic.partitions - 1
 
 
 async def read_reports(log: Log) -> Mapping[str, tuple[ProgressReported, int]]:
@@ -96,7 +101,6 @@ async def read_reports(log: Log) -> Mapping[str, tuple[ProgressReported, int]]:
     newest: dict[str, tuple[ProgressReported, int]] = {}
     if all(spec.name != progress_topic.name for spec in await log.topics()):
         return newest
-    contract = progress_topic.contracts["everlog.progress/1"]
     first, head = await log.first(progress_topic.name), await log.head(progress_topic.name)
     reader = log.reader(first.offsets)
     left = {where: offset for where, offset in head.offsets.items() if offset > first.offsets[where]}
@@ -104,19 +108,19 @@ async def read_reports(log: Log) -> Mapping[str, tuple[ProgressReported, int]]:
         while left:
             batch = await reader.next()
             for chunk in batch.chunks:
-                _read_chunk(chunk, newest, contract.decode)
+                _read_chunk(chunk, newest)
             left = {where: offset for where, offset in left.items() if batch.through.get(where, Offset(-1)) < offset}
     finally:
         reader.close()
     return newest
 
 
-def _read_chunk(chunk: Chunk, newest: dict[str, tuple[ProgressReported, int]], decode: object) -> None:
-    assert callable(decode)
+def _read_chunk(chunk: Chunk, newest: dict[str, tuple[ProgressReported, int]]) -> None:
+    contract = contract_of(ProgressReported)
     last = {key: index for index, key in enumerate(chunk.keys) if index >= chunk.start}
     for key, index in last.items():
         if key is not None:
-            newest[key] = (decode(chunk.slice(index)), chunk.logged_at_us(index))
+            newest[key] = (contract.decode(chunk.slice(index)), chunk.logged_at_us(index))
 
 
 async def read_lags(log: Log, now_us: int) -> list[Lag]:

@@ -101,12 +101,12 @@ def key_text(key: Key) -> str:
     Raises:
         TxRefused: A part of it is none of str, int and UUID.
     """
-    parts = key if isinstance(key, tuple) else (key,)
+    parts = cast("tuple[object, ...]", key if isinstance(key, tuple) else (key,))
     elements: list[str | int] = []
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, str | int | UUID):
             raise TxRefused(f"expected a key of str, int and UUID, or a tuple of them, found {type(part).__name__} in {key!r}")
-        elements.append(str(part) if isinstance(part, str | UUID) else int(part))
+        elements.append(int(part) if isinstance(part, int) else str(part))
     try:
         return msgspec.json.encode(elements).decode()
     except (UnicodeEncodeError, OverflowError) as error:

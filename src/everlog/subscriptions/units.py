@@ -126,11 +126,10 @@ def _place(pair: tuple[int, Emitted]) -> int:
     return pair[0]
 
 
-def _returned(result: object) -> Sequence[Any]:
+def _returned(result: Any) -> Sequence[Any]:
     if isinstance(result, list | tuple):
         return cast("Sequence[Any]", result)
     if isinstance(result, str | bytes | int | float | dict | set):
-        raise TxRefused(
-            f"the handler returned {type(result).__name__} {str(result)[:60]!r}: expected None, an event or a sequence of events"
-        )
+        shown = f"{type(cast('object', result)).__name__} {str(cast('object', result))[:60]!r}"
+        raise TxRefused(f"the handler returned {shown}: expected None, an event or a sequence of events")
     return (result,)

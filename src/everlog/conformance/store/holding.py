@@ -129,11 +129,11 @@ async def a_record_held_behind_one_that_is_finished_already_is_due_now(harness: 
 async def a_failed_retry_sets_attempts_error_and_the_next_attempt(harness: StoreUnderTest) -> None:
     async with at_work(harness, SLOT) as worker:
         ids = await _hold(worker, failed(1, attempts=1, next_attempt_us=10), behind(2))
-        await worker.committed(worker.unit(retried=Retried(ids[0], 2, "KeyError: 'x'", "another", 99)))
+        await worker.committed(worker.unit(retried=Retried(ids[0], Cause.FAILED, 2, "KeyError: 'x'", "another", 99)))
         (held,) = await worker.store.held(SLOT, "k")
         same((held.attempts, held.error, held.trace, held.next_attempt_us), (2, "KeyError: 'x'", "another", 99), "the record")
         same(await _due(worker), [HeldKey("k", 2, 99)], "the held keys")
-        await worker.committed(worker.unit(retried=Retried(ids[0], 3, "KeyError: 'x'", "another", None)))
+        await worker.committed(worker.unit(retried=Retried(ids[0], Cause.FAILED, 3, "KeyError: 'x'", "another", None)))
         same(await _due(worker), [HeldKey("k", 2, None)], "the held keys when no attempt is left")
 
 
@@ -142,7 +142,7 @@ async def a_record_that_was_behind_and_fails_for_good_is_parked(harness: StoreUn
     async with at_work(harness, SLOT) as worker:
         ids = await _hold(worker, failed(1, next_attempt_us=1), behind(2))
         await worker.committed(worker.unit(releases=ids[:1]))
-        await worker.committed(worker.unit(retried=Retried(ids[1], 12, "ValueError", "", None)))
+        await worker.committed(worker.unit(retried=Retried(ids[1], Cause.FAILED, 12, "ValueError", "", None)))
         same(await _due(worker), [HeldKey("k", 1, None)], "the held keys")
         same((await _status(worker)).parked_keys, 1, "the parked keys")
 

@@ -25,7 +25,7 @@ class _Watch:
             from asyncinotify import Inotify, Mask
 
             self._inotify = Inotify()
-            self._inotify.add_watch(path, Mask.MODIFY)
+            self._inotify.add_watch(str(path), Mask.MODIFY)  # pyright: ignore[reportUnknownMemberType] its stubs name no type for PathLike
             self.fd = self._inotify.fd
         else:
             self._queue = select.kqueue()

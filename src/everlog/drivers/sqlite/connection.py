@@ -167,7 +167,7 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
             connection.execute(kind.tables).fetchall()
             connection.pragma("application_id", kind.application_id)
             connection.pragma("user_version", kind.version)
-    wanted: dict[str, object] = {
+    wanted: dict[str, str | int] = {
         "journal_mode": "wal",
         "synchronous": 2,
         "checkpoint_fullfsync": int(sys.platform == "darwin"),
@@ -184,7 +184,7 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
             raise FilePlace(
                 f"{path}: expected PRAGMA {name}={value}, SQLite says {found!r}: the place cannot keep what is written"
             )
-    if connection.reserve_bytes() != 8 or not connection.pragma("checksum_verification"):
+    if connection.reserve_bytes() != 8 or str(connection.pragma("checksum_verification")) != "1":
         raise FileDamaged(f"{path}: its pages carry no checksums: restore the {kind.name} from a backup")
     return connection
 

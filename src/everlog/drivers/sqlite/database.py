@@ -16,7 +16,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -26,7 +26,7 @@ from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
 from everlog.drivers.sqlite.rows import first_of
 from everlog.drivers.sqlite.turn import Turn
-from everlog.errors import Closed, FileDamaged
+from everlog.errors import Closed, FileDamaged, FilePlace
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -36,6 +36,17 @@ GROUP_JOBS: Final = 4_096
 
 HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0);"
 """Part of every kind's tables: the number of the last commit."""
+
+
+_NO_ROOM: Final = (
+    apsw.FullError,
+    apsw.IOError,
+    apsw.ReadOnlyError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.CantOpenError,
+    apsw.NoMemError,
+)
 
 
 class NothingStored(Exception):
@@ -80,7 +91,7 @@ class Database(Generic[J, R]):
             tick: Asked by the writer thread every `tick_s` for a job of its own, even while the event loop is busy.
             tick_s: Seconds between ticks.
         """
-        self.path = path
+        self.path = path.resolve() if path is not None else None  # two names of one file have one turn and one bell
         self._kind = kind
         self._apply = apply
         self._size_of = size_of
@@ -95,6 +106,7 @@ class Database(Generic[J, R]):
         self._thread: threading.Thread | None = None
         self._turn: Turn | None = None
         self._presence = -1
+        self._is_open = False
         self._suspect = False  # what this process wrote last may not be synced
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self.bell: Bell
@@ -125,7 +137,7 @@ class Database(Generic[J, R]):
         return future
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[apsw.Connection]:
+    def reading(self) -> Generator[apsw.Connection]:
         """Lend the reading connection, for one read on the event loop that ends before the next `await`.
 
         Raises:
@@ -169,10 +181,14 @@ class Database(Generic[J, R]):
             self._open_files()
         except BaseException as error:
             self._let_go()
-            failure = translate(error, self.path) if isinstance(error, apsw.Error) else None
-            self._tell(_fail, opened, failure or error)
+            if self.path is not None and isinstance(error, apsw.Error):
+                error = translate(error, self.path) or FilePlace(
+                    f"{self.path} cannot be opened now: {error}: see that no other program holds it, and that there is room"
+                )
+            self._tell(_fail, opened, error)
             self._tell(_succeed, self._ended)
             return
+        self._is_open = True
         self._tell(_succeed, opened)
         next_tick = time.monotonic() + self._tick_s
         while True:
@@ -221,6 +237,7 @@ class Database(Generic[J, R]):
             self.bell = Bell(None)
             return
         check_place(self.path)
+        check_header(self.path, self._kind)  # before anything is put beside a strange file
         self._turn = Turn(self._beside("-turn"))
         self._suspect = not self._turn.take()
         try:
@@ -314,11 +331,10 @@ class Database(Generic[J, R]):
         except BaseException as error:
             self._last_number = -1
             self._roll_back()
-            if isinstance(error, apsw.Error):
-                failure: BaseException = translate(error, self.path) or NothingStored(str(error))
-            else:
-                failure = error
-            return [failure] * len(jobs)
+            failure = translate(error, self.path) if isinstance(error, apsw.Error) else None
+            if failure is None and isinstance(error, _NO_ROOM):
+                return [NothingStored(str(error))] * len(jobs)
+            return [failure or error] * len(jobs)
         try:
             writer.execute("COMMIT")
         except apsw.Error as error:
@@ -343,6 +359,8 @@ class Database(Generic[J, R]):
                 disconnect(connection)
         if self._turn is not None:
             self._turn.close()
+        if not self._is_open and hasattr(self, "bell"):
+            self.bell.close()
         if self._presence >= 0:
             os.close(self._presence)
             self._presence = -1

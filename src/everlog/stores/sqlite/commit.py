@@ -43,10 +43,7 @@ _HOLD: Final = (
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 # What was only behind another has now failed itself. What could not be read stays so marked: newer code will redrive it.
-_RETRIED: Final = (
-    "UPDATE held SET attempts = ?, error = ?, trace = ?, next_attempt_us = ?, "
-    "cause = CASE cause WHEN 'behind' THEN 'failed' ELSE cause END WHERE id = ?"
-)
+_RETRIED: Final = "UPDATE held SET cause = ?, attempts = ?, error = ?, trace = ?, next_attempt_us = ? WHERE id = ?"
 _RELEASE: Final = "DELETE FROM held WHERE id = ?"
 _SET_TIMER: Final = (
     "INSERT INTO timer VALUES (?, ?, ?, ?, ?) "
@@ -152,7 +149,7 @@ def _write_rest(connection: apsw.Connection, units: Sequence[Unit]) -> None:
     connection.executemany(
         _RETRIED,
         [
-            (retried.attempts, retried.error, retried.trace, retried.next_attempt_us, retried.held_id)
+            (retried.cause.value, retried.attempts, retried.error, retried.trace, retried.next_attempt_us, retried.held_id)
             for unit in units
             if (retried := unit.retried) is not None
         ],
