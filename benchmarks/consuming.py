@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ _PUBLISHED_AT_ONCE: Final = 1_000
 
 
 @contextmanager
-def _backlog(folder: Path, is_quick: bool) -> Iterator[Sides]:
+def _backlog(folder: Path, is_quick: bool) -> Generator[Sides]:
     count = 2_000 if is_quick else 200_000
     run_as_service(_fill(settings_in(folder), count))
     yield Sides(partial(_consume, folder, count), partial(_decode, folder / "log.db", count))

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.harness import Benchmark, Sides
 
 
 @contextmanager
-def _imports(folder: Path, is_quick: bool) -> Iterator[Sides]:
+def _imports(folder: Path, is_quick: bool) -> Generator[Sides]:
     runs = 1 if is_quick else 5
     yield Sides(partial(_import_ms, "everlog", folder, runs), partial(_import_ms, "faststream", folder, runs))
 

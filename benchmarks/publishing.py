@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ BATCH: Final = 1_000
 
 
 @contextmanager
-def _one_by_one(folder: Path, is_quick: bool) -> Iterator[Sides]:
+def _one_by_one(folder: Path, is_quick: bool) -> Generator[Sides]:
     events = order_events(20 if is_quick else 1_000)
     yield Sides(
         partial(_publish, folder, [[event] for event in events]),
@@ -28,13 +28,13 @@ def _one_by_one(folder: Path, is_quick: bool) -> Iterator[Sides]:
 
 
 @contextmanager
-def _batches(folder: Path, is_quick: bool) -> Iterator[Sides]:
+def _batches(folder: Path, is_quick: bool) -> Generator[Sides]:
     batches = _batches_of(2 if is_quick else 100)
     yield Sides(partial(_publish, folder, batches), partial(_insert, folder, batches))
 
 
 @contextmanager
-def _batches_raw(folder: Path, is_quick: bool) -> Iterator[Sides]:
+def _batches_raw(folder: Path, is_quick: bool) -> Generator[Sides]:
     batches = _batches_of(2 if is_quick else 100)
     yield Sides(
         partial(_publish, folder, batches),

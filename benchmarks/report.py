@@ -11,6 +11,7 @@ from pathlib import Path
 
 import apsw
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -95,7 +96,8 @@ def write(report: Report, path: Path) -> None:
 
 def show(report: Report, console: Console) -> None:
     """Print the report as a table."""
-    table = Table(title="Ours beside the reference: the median of pairs taken side by side", caption=_caption(report))
+    title = "Ours beside the reference: the median of pairs taken side by side"
+    table = Table(title=title, caption=_caption(report), box=SIMPLE_HEAD, show_edge=False)
     table.add_column("benchmark", no_wrap=True)
     for heading in ("ours", "reference", "unit", "ratio", "spread", "target"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -113,16 +113,9 @@ async def without_tx(order: OrderPlaced) -> None:
 
 
 @emails.on(OrderCancelled)
-def plain(order: OrderCancelled, tx: Tx[httpx.AsyncClient]) -> None:
+async def with_resources(order: OrderCancelled, tx: Tx[httpx.AsyncClient]) -> None:
     tx.put(sent, order.order_id, "cancelled")
-
-
-counted = App("counted")
-
-
-@counted.on_batch(OrderPlaced, most=500, wait_s=0.1)
-async def count(placed: Sequence[OrderPlaced], tx: Tx) -> None:
-    print(len(placed), [record.offset for record in tx.records])
+    print([record.offset for record in tx.records])
 
 
 # ---- a client ----

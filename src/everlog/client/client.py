@@ -6,7 +6,7 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 
 from everlog.client.follower import Start, follow
 from everlog.client.publisher import Published, Publisher
@@ -24,7 +24,6 @@ from everlog.subscriptions.context import in_handler
 
 E = TypeVar("E", bound=AnyEvent)
 E2 = TypeVar("E2", bound=AnyEvent)
-E3 = TypeVar("E3", bound=AnyEvent)
 
 DEFAULT_TIMEOUT_S: Final = 30.0
 
@@ -146,13 +145,21 @@ class Client:
         if all(spec.name != topic.name for spec in await self._log.topics()):
             raise TopicMissing(topic.name)
 
+    @overload
+    def follow(
+        self, type1: type[E], /, *, start: Start = ..., after: Position | str | None = ..., key: object = ...
+    ) -> AsyncIterator[Record[E]]: ...
+    @overload
+    def follow(
+        self, type1: type[E], type2: type[E2], /, *, start: Start = ..., after: Position | str | None = ..., key: object = ...
+    ) -> AsyncIterator[Record[E | E2]]: ...
+    @overload
+    def follow(
+        self, *types: type[AnyEvent], start: Start = ..., after: Position | str | None = ..., key: object = ...
+    ) -> AsyncIterator[Record[Any]]: ...
     async def follow(
-        self,
-        *types: type[E | E2 | E3],
-        start: Start = "now",
-        after: Position | str | None = None,
-        key: object = None,
-    ) -> AsyncIterator[Record[E | E2 | E3]]:
+        self, *types: type[Any], start: Start = "now", after: Position | str | None = None, key: object = None
+    ) -> AsyncIterator[Record[Any]]:
         """Yield the records of some types as they are stored, each partition's in order, for ever. Keeps no progress.
 
         Args:
