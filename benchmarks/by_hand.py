@@ -111,7 +111,7 @@ def insert_batch(connection: apsw.Connection, number: int, events: list[OrderPla
         partition = partition_of(key, PARTITIONS)
         datas[partition].append(data)
         keys[partition].append(key)
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[int | bytes, ...]] = []
     for partition in range(PARTITIONS):
         if datas[partition]:
             first = nexts[partition]

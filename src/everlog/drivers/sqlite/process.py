@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,46 @@ def is_dead(process: Process, *, seen_from: Process) -> bool:
     except PermissionError:
         return False  # it runs, and belongs to somebody else
     return False
+
+
+class Deaths:
+    """Tells at once when one of some processes ends, where the system can (Linux, by pidfd). Elsewhere silence has to be noticed."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._watched: dict[Process, int] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def watch(self, processes: Collection[Process], *, seen_from: Process) -> None:
+        """Watch these processes, and no longer those that were watched before and are not among them."""
+        for process in self._watched.keys() - set(processes):
+            self._end(process)
+        if not hasattr(os, "pidfd_open"):
+            return
+        for process in processes:
+            is_near = (process.boot, process.namespace) == (seen_from.boot, seen_from.namespace)
+            if process == seen_from or process in self._watched or not is_near or is_dead(process, seen_from=seen_from):
+                continue
+            try:
+                fd = os.pidfd_open(process.pid)
+            except OSError:  # it has ended, which whoever asks next will see
+                continue
+            self._watched[process] = fd
+            self._loop.add_reader(fd, self._ended, process)
+
+    def _ended(self, process: Process) -> None:
+        self._end(process)
+        self._tell()
+
+    def _end(self, process: Process) -> None:
+        fd = self._watched.pop(process)
+        self._loop.remove_reader(fd)
+        os.close(fd)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for process in list(self._watched):
+            self._end(process)
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

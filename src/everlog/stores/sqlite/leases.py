@@ -81,6 +81,11 @@ def survey(connection: apsw.Connection, subscription: str, now: Now) -> Survey:
     )
 
 
+def processes(connection: apsw.Connection) -> Sequence[Process]:
+    """Return the processes of all members, gone ones included."""
+    return [Process(*row) for row in rows_of(connection, "SELECT DISTINCT pid, pid_start, boot_id, pid_namespace FROM member")]
+
+
 class Taken(NamedTuple):
     """A slot that is not free."""
 

@@ -18,7 +18,7 @@ import msgspec
 
 from everlog.clock import Clock
 from everlog.drivers.sqlite.database import Database, Group, NothingStored, OutcomeUnknown
-from everlog.drivers.sqlite.process import this_process
+from everlog.drivers.sqlite.process import Deaths, this_process
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import Closed, EverlogError, FileDamaged, StoreError, StoreReadOnly
 from everlog.position import Offset, TopicPartition
@@ -49,7 +49,7 @@ from everlog.store import (
 from everlog.stores.sqlite import held, leases, outbox, register
 from everlog.stores.sqlite.check import problems
 from everlog.stores.sqlite.commit import SCAN, commit, span_of
-from everlog.stores.sqlite.names import names
+from everlog.stores.sqlite.names import Names, names
 from everlog.stores.sqlite.tables import STORE
 
 T = TypeVar("T")
@@ -102,6 +102,9 @@ class SqliteStore:
         self._alive_s = 0.0
         self._turned_s = 0.0
         self._strokes = 0
+        # What another process changes of these fences whoever read by the old ones.
+        self._names: Names | None = None
+        self._deaths: Deaths
         self.identity: UUID
         self.incarnation: int
         self.features: StoreFeatures = StoreFeatures(
@@ -111,6 +114,7 @@ class SqliteStore:
     async def open(self) -> None:
         """Open the file. Raises as `open_store`."""
         await self._database.open()
+        self._deaths = Deaths(self._database.bell.wake)
         with self._database.reading() as connection:
             ((identity, self.incarnation),) = rows_of(connection, "SELECT identity, incarnation FROM meta")
         self.identity = UUID(bytes=identity, version=4)
@@ -118,6 +122,7 @@ class SqliteStore:
     # ---- names ----
 
     async def register(self, app: AppSpec, *, log: UUID, accept_grown: bool = False) -> Registered:
+        self._names = None
         return await self._write(lambda connection: register.register(connection, app, log, accept_grown=accept_grown))
 
     async def retire(self, subscription: str) -> None:
@@ -147,6 +152,7 @@ class SqliteStore:
 
     async def survey(self, subscription: str) -> Survey:
         with self._snapshot() as connection:
+            self._deaths.watch(leases.processes(connection), seen_from=self._process)
             return leases.survey(connection, subscription, self._now())
 
     async def acquire(self, slot: Slot) -> Lease | None:
@@ -189,7 +195,7 @@ class SqliteStore:
 
     async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
         with self._snapshot() as connection:
-            known = names(connection)
+            known = self._names = self._names or names(connection)
             found: list[Versioned] = []
             for state, key in keys:
                 rows = rows_of(
@@ -289,6 +295,7 @@ class SqliteStore:
             with suppress(StoreError, Closed):  # no room to leave, or a fork of who joined: the lease passes by itself
                 await self.leave()
         finally:
+            self._deaths.close()
             await self._database.aclose()
 
     async def _write(self, run: Callable[[apsw.Connection], T], *, size: int = _SMALL_BYTES) -> T:

@@ -1,0 +1,98 @@
+"""What the real data does not have, and is therefore ours: distances, opening stock and fraud bursts. All of it from one seed.
+
+Nothing is stored: `dice` gives the same number for the same name in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from hashlib import blake2b
+from math import hypot
+from random import Random
+from typing import Final
+
+import msgspec
+from contracts import OrderPlaced
+
+SEED: Final = os.environ.get("SHOP_SEED", "2017")
+
+STORES: Final = tuple(
+    """
+    132 136 154 244 276 286 288 289 292 293 295 296 297 298 299 300 304 306 309 310 311 313 315 316 317 318 319 320 321 322
+    323 324 327 329 330 333 334 335 337 338 339 340 341 343 345 346 352 354 355 356 358 359 360 361 362 363 364 365 366 367
+    368 369 370 372 374 375 379 380 381 382 384 388 389 391 396 400 401 402 403 404 406 408 410 412 414 420 421 422 424 427
+    429 432 433 436 438 439 441 442 443 445 446 447 448 450 486 498 514 542 563 569 627 634 644 673 706 707 715 721 732 752
+    773 901 1039 1252 2538 2602 2697 2765 2815 2817 2873 2886 2888 2898 2903 2918 2942 2945 2946 2954 2957 2971 2998 3001
+    3008 3060 3087 3146 3182 3217 3235 3251 3262 3267 3270 3274 3287 3297 3316 3383 3870 31401 31582 31642 31742 31762 31782
+    31862 31863 32004
+    """.split()
+)
+"""The stores of the real data."""
+
+COUNTRY_KM: Final = 300
+EMPTY_SHELVES: Final = 0.001
+LOOSE: Final = frozenset({"FUEL", "MISCELLANEOUS"})
+"""Departments whose goods are not sold by piece: their quantities go into the thousands."""
+
+BURST_ORDERS: Final = 6
+BURST_GAP: Final = timedelta(seconds=40)
+
+
+def dice(*names: str) -> float:
+    """Return a number from 0 up to 1 that depends on the names and the seed alone."""
+    digest = blake2b("/".join((SEED, *names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+# ---- distances ----
+
+
+def distance_km(one: str, other: str) -> int:
+    """Return how far two branches are from each other."""
+    here, there = _place(one), _place(other)
+    return round(hypot(here[0] - there[0], here[1] - there[1]))
+
+
+@functools.cache
+def nearest(branch: str) -> Sequence[str]:
+    """Return all branches, the nearest first: itself."""
+    return sorted({*STORES, branch}, key=lambda other: (other != branch, distance_km(branch, other), other))
+
+
+@functools.cache
+def _place(branch: str) -> tuple[float, float]:
+    return dice("east", branch) * COUNTRY_KM, dice("north", branch) * COUNTRY_KM
+
+
+# ---- opening stock ----
+
+
+def opening_stock(branch: str, sku: str, department: str) -> int:
+    """Return how many a branch has of an article on the first morning: 6 to 25, none on a few shelves; loose goods in thousandths."""
+    thrown = dice("stock", branch, sku)
+    if thrown < EMPTY_SHELVES:
+        return 0
+    pieces = 6 + int(dice("pieces", branch, sku) * 20)
+    return pieces * 10_000 if department in LOOSE else pieces
+
+
+# ---- fraud bursts ----
+
+
+def with_bursts(placed: Sequence[OrderPlaced], bursts: int) -> list[OrderPlaced]:
+    """Return the orders with some bursts among them: somebody repeats a customer's order again and again, 40 seconds apart.
+
+    Their ids begin with `burst-`. The order of time is kept.
+    """
+    random = Random(f"bursts/{SEED}")
+    result = list(placed)
+    for number, original in enumerate(random.sample(placed, min(bursts, len(placed)))):
+        for again in range(1, BURST_ORDERS + 1):
+            order = msgspec.structs.replace(
+                original.order, id=f"burst-{number + 1}-{again}", placed_at=original.order.placed_at + again * BURST_GAP
+            )
+            result.append(OrderPlaced(original.customer_id, order))
+    return sorted(result, key=lambda fact: fact.order.placed_at)  # stable: what came first at one time stays first
