@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
 from contracts import GoodsDelivered, OrderCleared, OrderPlaced, OrderRouted, OrderSuspected, StockRefused, StockReserved
 
-from everlog import App, Client, Settings
+from everlog import App, Client, Settings, State
 from everlog.clock import SystemClock
+from everlog.contracts.contract import contract_of
 from everlog.position import BEGINNING
 from everlog.settings import open_store
+from everlog.subscriptions.state import key_of
 
 V = TypeVar("V")
 
@@ -61,7 +59,7 @@ class History:
 async def read_facts(client: Client, *types: type[Any]) -> list[Any]:
     """Return every fact of some types that is in the log now. All types of their topics have to be named."""
     left = set[tuple[str, int, int]]()
-    for topic in {cls.__everlog_contract__.topic.name for cls in types}:
+    for topic in {contract_of(cls).topic.name for cls in types}:
         head = await client.log.head(topic)
         left |= {(where.topic, where.partition, int(offset)) for where, offset in head.offsets.items() if offset > BEGINNING}
     facts: list[Any] = []
@@ -82,15 +80,14 @@ async def read_history(client: Client) -> History:
     return history
 
 
-async def read_state(app: App[Any], name: str, type_: type[V], settings: Settings) -> dict[Key, V]:
+async def read_state(app: App[Any], state: State[V], settings: Settings) -> dict[Key, V]:
     """Return every row of an app's state as its store has it."""
     store = await open_store(settings, app.name, clock=SystemClock())
     try:
-        rows = await store.scan(name, "[]")
+        rows = await store.scan(state.name, "[]")
     finally:
         await store.aclose()
-    decode = msgspec.json.Decoder(type_).decode
-    return {tuple(msgspec.json.decode(key)): decode(row.value) for key, row in rows if row.value is not None}
+    return {key_of(key): state.decode(row.value) for key, row in rows if row.value is not None}
 
 
 async def read_unsent(app: App[Any], settings: Settings) -> list[bytes]:

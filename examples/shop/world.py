@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from contracts import OrderPlaced
 
-SEED: Final = os.environ.get("SHOP_SEED", "2017")
+DEFAULT_SEED: Final = "2017"
 
 STORES: Final = tuple(
     """
@@ -41,9 +41,14 @@ BURST_ORDERS: Final = 6
 BURST_GAP: Final = timedelta(seconds=40)
 
 
+def seed() -> str:
+    """Return the seed of this world: all processes of one run have the same in their environment."""
+    return os.environ.get("SHOP_SEED", DEFAULT_SEED)
+
+
 def dice(*names: str) -> float:
     """Return a number from 0 up to 1 that depends on the names and the seed alone."""
-    digest = blake2b("/".join((SEED, *names)).encode(), digest_size=8).digest()
+    digest = blake2b("/".join((seed(), *names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
@@ -87,7 +92,7 @@ def with_bursts(placed: Sequence[OrderPlaced], bursts: int) -> list[OrderPlaced]
 
     Their ids begin with `burst-`. The order of time is kept.
     """
-    random = Random(f"bursts/{SEED}")
+    random = Random(f"bursts/{seed()}")
     result = list(placed)
     for number, original in enumerate(random.sample(placed, min(bursts, len(placed)))):
         for again in range(1, BURST_ORDERS + 1):

@@ -181,6 +181,7 @@ class Log(Protocol):
         Raises:
             TopicMismatch: It exists with another key, number of partitions, hash, retention or streams.
             SchemaMismatch: It exists with another schema under one of the types.
+            FeatureMissing: It asks for retention or streams, and `features` has none.
         """
         ...
 

@@ -20,7 +20,8 @@ from everlog.settings import Settings, open_log, open_store, resolve, shown
 from everlog.store import Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
-from everlog.subscriptions.engine import READ_AHEAD_BYTES, Engine, Surroundings
+from everlog.subscriptions.engine import Engine, Surroundings
+from everlog.subscriptions.feed import READ_AHEAD_BYTES
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay

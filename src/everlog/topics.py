@@ -7,11 +7,29 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-from everlog.errors import SchemaMismatch, TopicMismatch
-from everlog.log import TopicSpec
+from everlog.errors import FeatureMissing, SchemaMismatch, TopicMismatch
+from everlog.log import Features, TopicSpec
 
 _SETTINGS: Final = ("key", "partitions", "hash", "keep_s", "keep_bytes", "streams")
 _SHOWN_CHARACTERS: Final = 60
+
+
+def check_honoured(declared: TopicSpec, features: Features, *, adapter: str) -> None:
+    """Refuse what a log cannot do, before the topic is made.
+
+    Raises:
+        FeatureMissing: Streams or retention, which the log does not honour.
+    """
+    if declared.streams and not features.conditional_append:
+        raise FeatureMissing(
+            f"topic {declared.name!r} with streams=True",
+            adapter=adapter,
+            instead="leave it out, and keep what a decision needs in state",
+        )
+    if (declared.keep_s is not None or declared.keep_bytes is not None) and not features.retention:
+        raise FeatureMissing(
+            f"topic {declared.name!r} with keep_s or keep_bytes", adapter=adapter, instead="leave them out: everything is kept"
+        )
 
 
 def merged(stored: TopicSpec, declared: TopicSpec) -> TopicSpec:

@@ -23,7 +23,7 @@ from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
-from everlog.topics import merged
+from everlog.topics import check_honoured, merged
 
 _FEATURES: Final = Features(
     durability="memory",
@@ -105,6 +105,7 @@ class MemoryLog:
 
     async def ensure_topic(self, topic: TopicSpec) -> None:
         self._check_open()
+        check_honoured(topic, _FEATURES, adapter="the log in memory")
         if topic.partitions < 1:
             raise ValueError(f"topic {topic.name!r} needs at least one partition, found {topic.partitions}")
         stored = self._topics.get(topic.name)

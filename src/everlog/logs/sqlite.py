@@ -38,7 +38,7 @@ from everlog.errors import (
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
-from everlog.topics import merged
+from everlog.topics import check_honoured, merged
 
 _KIND: Final = Kind(
     "log",
@@ -477,6 +477,7 @@ class SqliteLog:
         return known
 
     async def ensure_topic(self, topic: TopicSpec) -> None:
+        check_honoured(topic, _FEATURES, adapter="the SQLite log")
         await self._written(self._database.submit(topic))
 
     async def topics(self) -> Sequence[TopicSpec]:

@@ -88,10 +88,6 @@ class Committer:
         while self.is_full:
             await self._queue[-GROUP_UNITS].outcome()
 
-    def is_idle(self, slot: Slot) -> bool:
-        """Tell whether nothing of a slot is on its way."""
-        return not any(pending.unit.slot == slot for pending in (*self._queue, *self._group))
-
     async def drain(self) -> None:
         """Wait until everything queued so far is committed."""
         if not self._queue and not self._group and not self._dirty:

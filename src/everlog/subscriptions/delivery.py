@@ -86,6 +86,11 @@ class Delivery:
         if self.on_gap not in ("stop", "oldest"):
             raise DeclarationError(f"expected on_gap to be 'stop' or 'oldest', found {self.on_gap!r}")
 
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest pause between two attempts, whatever the error."""
+        return max([Retry().most_s, *(policy.most_s for policy in self.on_error.values() if isinstance(policy, Retry))])
+
     def policy(self, error: BaseException) -> Policy:
         """Return what follows an error: the policy of its closest class."""
         for cls in type(error).__mro__:

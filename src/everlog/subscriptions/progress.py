@@ -46,6 +46,11 @@ class PartitionProgress:
         self.run = run
         self._ahead.append(run)
 
+    def end(self, run: Run) -> None:
+        """Note that every record of it is taken."""
+        self.through = run.chunk.last
+        self.run = None
+
     @property
     def is_full(self) -> bool:
         """So many records were taken since the oldest unfinished one that no more should be."""

@@ -189,6 +189,11 @@ class Tx(Generic[R]):
         self._check()
         self.outgoing.append(Outgoing(events, headers, cause))
 
+    @property
+    def has_effects(self) -> bool:
+        """Something was read, written or published."""
+        return bool(self.reads or self.writes or self.outgoing or self.scans)
+
     def sums(self) -> dict[StateKey, bytes]:
         """Return what each addition comes to whose row was read."""
         return {

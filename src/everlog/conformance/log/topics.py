@@ -9,14 +9,12 @@ from typing import Final
 
 from everlog.conformance.cases import case, raises, same
 from everlog.conformance.log.harness import LogUnderTest, opened, record
-from everlog.errors import SchemaMismatch, TopicMismatch, TopicMissing
+from everlog.errors import FeatureMissing, SchemaMismatch, TopicMismatch, TopicMissing
 from everlog.log import Log, TopicSpec
 
 _ONE: Final = b'{"properties":{"id":{"type":"integer"}},"type":"object"}'
 _TWO: Final = b'{"properties":{"id":{"type":"string"}},"type":"object"}'
-_FULL: Final = TopicSpec(
-    "conformance.full", key="id", partitions=3, keep_s=86_400.0, keep_bytes=1 << 40, types={"conformance.one/1": _ONE}
-)
+_FULL: Final = TopicSpec("conformance.full", key="id", partitions=3, types={"conformance.one/1": _ONE})
 
 
 async def _spec(log: Log, name: str) -> TopicSpec:
@@ -62,17 +60,40 @@ async def topics_are_listed_by_name(harness: LogUnderTest) -> None:
 
 @case()
 async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: LogUnderTest) -> None:
-    others: dict[str, object] = {"key": "other", "partitions": 5, "hash": "crc32", "keep_s": None, "keep_bytes": 1 << 41}
+    others: dict[str, object] = {"key": "other", "partitions": 5, "hash": "crc32"}
     async with opened(harness) as log:
+        if log.features.retention:
+            others |= {"keep_s": 60.0, "keep_bytes": 1 << 41}
+        if log.features.conditional_append:
+            others["streams"] = True
         await log.ensure_topic(_FULL)
         for setting, value in others.items():
             # Any: `replace` takes each field under its own type, and here they come from a table.
             changed: TopicSpec = dataclasses.replace(_FULL, **{setting: value})  # type: ignore[arg-type]
             with raises(TopicMismatch, setting):
                 await log.ensure_topic(changed)
-        with raises(TopicMismatch, "streams"):
-            await log.ensure_topic(dataclasses.replace(_FULL, streams=True))
         same(await _spec(log, _FULL.name), _FULL, "the topic")
+
+
+@case(needs="retention")
+async def the_limits_of_retention_are_kept_as_declared(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        limited = dataclasses.replace(_FULL, keep_s=86_400.0, keep_bytes=1 << 40)
+        await log.ensure_topic(limited)
+        same(await _spec(log, _FULL.name), limited, "the topic")
+
+
+@case()
+async def what_the_log_cannot_honour_is_refused_and_makes_no_topic(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        wanted = {"retention": {"keep_s": 60.0}, "conditional_append": {"streams": True}}
+        for feature, settings in wanted.items():
+            if not getattr(log.features, feature):
+                # Any: as above
+                asking: TopicSpec = dataclasses.replace(_FULL, **settings)  # type: ignore[arg-type]
+                with raises(FeatureMissing, _FULL.name):
+                    await log.ensure_topic(asking)
+        same([spec.name for spec in await log.topics() if spec.name == _FULL.name], [], "topics made by asking")
 
 
 @case()

@@ -1,0 +1,139 @@
+"""`everlog run`: apps at work in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Annotated, Final, Literal
+
+import typer
+from rich.table import Table
+
+from everlog.cli.modules import apps_of
+from everlog.cli.options import LogUrl, NoCreateTopics, StoreUrl, settings_from
+from everlog.cli.terminal import counted, screen
+from everlog.position import BEGINNING
+from everlog.runtime import Ready, run_apps
+from everlog.store import Progress, SubscriptionStatus
+
+SWITCH_INTERVAL_S: Final = 50e-6
+"""Python's own 5 ms make one publish wait 7 to 35 ms behind a busy event loop: the writer's thread waits for its turn several times."""
+
+
+def run(
+    apps: Annotated[
+        list[str],
+        typer.Argument(metavar="MODULE[:APP]…", help="Apps; MODULE alone where it has exactly one.", show_default=False),
+    ],
+    log_url: LogUrl = None,
+    store_url: StoreUrl = None,
+    lease_s: Annotated[
+        float | None,
+        typer.Option("--lease-s", metavar="SECONDS", help="Silence after which others take over.", show_default=False),
+    ] = None,
+    grace_s: Annotated[
+        float | None, typer.Option("--grace-s", metavar="SECONDS", help="How long a stop waits for handlers.", show_default=False)
+    ] = None,
+    no_create_topics: NoCreateTopics = False,
+    new_types: Annotated[
+        Literal["refuse", "now"] | None,
+        typer.Option("--new-types", help="What to do with the past of a type that is new to a subscription.", show_default=False),
+    ] = None,
+    accept_new_store: Annotated[
+        bool, typer.Option("--accept-new-store", help="Start with an empty store: everything is handled again.")
+    ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="What is logged to stderr.")
+    ] = "info",
+) -> None:
+    """Run apps in this process until SIGTERM or SIGINT; the second signal ends it at once."""
+    settings = settings_from(
+        log_url=log_url,
+        store_url=store_url,
+        lease_s=lease_s,
+        grace_s=grace_s,
+        new_types=new_types,
+        no_create_topics=no_create_topics,
+        accept_new_store=accept_new_store,
+    )
+    _log_to_stderr(log_level)
+    declarations = [app.declaration() for app in apps_of(apps)]
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Not closed: that would wait for threads of handlers, which may never end. The process ends right behind it (`leave`).
+    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner.run(run_apps(declarations, settings, on_ready=_show))
+    with suppress(OSError):
+        screen().print("stopped")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop; ``None``, asyncio's own, where it is not installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _show(ready: Ready) -> None:
+    """Print what an app works with, and where it stands."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("  log", ready.log_url)
+    grid.add_row("  store", ready.store_url)
+    for subscription in ready.status.subscriptions:
+        grid.add_row(f"  {subscription.name}", standing(subscription))
+    if ready.status.outbox:
+        refused = f", {ready.status.outbox_parked:,} of them refused by the log" if ready.status.outbox_parked else ""
+        grid.add_row("  outbox", f"{counted(ready.status.outbox, 'event')} to send{refused}")
+    console = screen()
+    with suppress(OSError):  # nobody reads it; the app works on
+        console.print(f"{ready.app} is running", style="bold")
+        console.print(grid)
+
+
+def standing(subscription: SubscriptionStatus) -> str:
+    """Say where a subscription stands: the offsets that it has handled, a line per topic, and what it holds back."""
+    by_topic: dict[str, list[Progress]] = {}
+    for progress in subscription.progress:
+        by_topic.setdefault(progress.where.topic, []).append(progress)
+    lines = [f"{topic}: {_through(parts)}" for topic, parts in by_topic.items()]
+    if subscription.held_records:
+        blocked, parked = subscription.blocked_keys, subscription.parked_keys
+        lines.append(f"{counted(blocked, 'key')} blocked, {parked:,} parked, {counted(subscription.held_records, 'event')} held")
+    return "\n".join(lines)
+
+
+def _through(parts: Sequence[Progress]) -> str:
+    offsets = [progress.through for progress in parts]
+    if max(offsets) == BEGINNING:
+        return "from the first event on"
+    partitions = counted(len(parts), "partition")
+    if min(offsets) == BEGINNING:
+        return f"handled up to offset {max(offsets):,}, in some of {partitions} nothing yet"
+    return (
+        f"handled up to offset {min(offsets):,} … {max(offsets):,} in {partitions}"
+        if len(parts) > 1
+        else f"handled up to offset {offsets[0]:,}"
+    )
+
+
+class _OneLine(logging.Formatter):
+    """A line for each message, whatever it holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ⏎ ".join(super().format(record).splitlines())
+
+
+def _log_to_stderr(level: str) -> None:
+    """Let `everlog` log to stderr, unless the environment has given it, or the root logger, a handler already."""
+    logger = logging.getLogger("everlog")
+    logger.setLevel(level.upper())
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)

@@ -1,0 +1,137 @@
+"""The feed: reads chunks ahead of the handlers, within bounds, and lends them out as runs, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from everlog.codec import Batch
+from everlog.log import Reader
+from everlog.position import Offset, TopicPartition
+from everlog.subscriptions.declaration import Branch
+from everlog.subscriptions.progress import SlotWork
+from everlog.subscriptions.run import Run
+
+READ_AHEAD_BYTES: Final = 16 << 20
+"""Most bytes of records that a process has read and not finished."""
+
+
+class Feed:
+    """What one subscription has read and not finished.
+
+    Args:
+        reader: Reads the partitions of the slots that are open; closed by `aclose`.
+        branches: What is handled.
+        arrived: Called when there is something to take.
+        read_ahead_bytes: Most bytes of records read and not finished.
+    """
+
+    def __init__(
+        self, reader: Reader, branches: Mapping[str, Branch], arrived: Callable[[], None], *, read_ahead_bytes: int
+    ) -> None:
+        self._reader = reader
+        self._branches = branches
+        self._arrived = arrived
+        self._read_ahead_bytes = read_ahead_bytes
+        self._by_partition: dict[TopicPartition, SlotWork] = {}
+        self._runs: deque[Run] = deque()
+        self._live: set[Run] = set()  # lent out, and not finished
+        self._room = asyncio.Event()
+        self.current: Run | None = None
+        """The run that records are taken from; ``None`` between two."""
+
+    @property
+    def is_empty(self) -> bool:
+        """There is nothing to take."""
+        return self.current is None and not self._runs
+
+    @property
+    def is_last(self) -> bool:
+        """Nothing is read beyond the current run."""
+        return not self._runs
+
+    def open(self, work: SlotWork) -> None:
+        """Read the partitions of a slot."""
+        for where in work.partitions:
+            self._by_partition[where] = work
+        self._reader.assign({where: partition.start for where, partition in work.partitions.items()})
+
+    def shut(self, work: SlotWork) -> None:
+        """Read them no more, and lend out none of their records."""
+        self._reader.revoke(list(work.partitions))
+        for where in work.partitions:
+            self._by_partition.pop(where, None)
+        self._runs = deque(run for run in self._runs if run.work is not work)
+        if self.current is not None and self.current.work is work:
+            self.current = None
+        self._room.set()
+
+    def forget(self, work: SlotWork) -> None:
+        """Count what was lent out of a slot no more."""
+        self._live = {run for run in self._live if run.work is not work}
+        self._room.set()
+
+    async def run(self) -> None:
+        """Read as long as there is room, until cancelled."""
+        while True:
+            while not self._has_room():
+                self._room.clear()
+                await self._room.wait()
+            self._accept(await self._reader.next())
+            await asyncio.sleep(0)
+
+    def _accept(self, batch: Batch) -> None:
+        for chunk in batch.chunks:
+            work = self._by_partition.get(chunk.where)
+            if work is not None and len(chunk):
+                self._runs.append(Run(chunk, work, self._branches))
+        self._arrived()
+
+    def _has_room(self) -> bool:
+        self._live = {run for run in self._live if not run.is_taken or run.open}
+        held_bytes = sum([run.size for run in self._live]) + sum([run.size for run in self._runs])
+        return held_bytes < self._read_ahead_bytes
+
+    def next(self) -> Run | None:
+        """Return the run to take from; ``None`` where there is none.
+
+        The runs of a partition whose read-ahead is full wait, and so does its reading: the others go on.
+        """
+        while self.current is None and self._runs:
+            run = self._runs.popleft()
+            partition = run.partition
+            if partition.waiting or partition.is_full:
+                if not partition.waiting:
+                    self._reader.revoke([partition.where])
+                partition.waiting.append(run)
+                continue
+            partition.begin(run)
+            self._live.add(run)
+            self.current = run
+        return self.current
+
+    def end(self, run: Run) -> None:
+        """Note that every record of the current run is taken."""
+        run.is_taken = True
+        run.partition.end(run)
+        self.current = None
+        self._room.set()
+
+    def finished(self, run: Run, offset: Offset) -> None:
+        """Note that a record is finished for good, and let what waited for that go on."""
+        partition = run.partition
+        partition.done(offset)
+        if partition.waiting and not partition.is_full and run.work.is_open:
+            last = partition.waiting[-1].chunk.last
+            self._runs.extendleft(reversed(partition.waiting))
+            partition.waiting.clear()
+            self._reader.assign({partition.where: last})
+            self._arrived()
+        if not run.open and run.is_taken:
+            self._room.set()
+
+    def close(self) -> None:
+        """Let go of the reader."""
+        self._reader.close()

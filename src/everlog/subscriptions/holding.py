@@ -1,0 +1,260 @@
+"""What becomes of a record whose handler fails: its key is held in the store, tried again, and parked; later records queue up behind it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any, Final, Protocol, cast
+from uuid import UUID
+
+from everlog.clock import Clock
+from everlog.errors import EventRefused, TxRefused
+from everlog.position import Offset
+from everlog.record import StoredRecord
+from everlog.store import Cause, Held, Hold, Outcome, Retried, Store, Unit
+from everlog.subscriptions.call import Call
+from everlog.subscriptions.committer import Committer, Pending
+from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
+from everlog.subscriptions.delivery import Retry
+from everlog.subscriptions.failure import describe
+from everlog.subscriptions.lane import Lane, Waiting
+from everlog.subscriptions.lanes import Lanes
+from everlog.subscriptions.progress import SlotWork
+from everlog.subscriptions.run import Run, Unreadable, choose
+from everlog.subscriptions.tx import Tx
+from everlog.subscriptions.units import Units
+from everlog.subscriptions.worker import Worker
+
+_logger: Final = logging.getLogger("everlog")
+
+
+class Unhandled(EventRefused):
+    """A held record that the running code cannot read: parked at once, whatever the policy."""
+
+
+class Host(Protocol):
+    """What runs the handlers."""
+
+    async def invoke(self, me: Worker, branch: Branch, event: object, call: Call) -> tuple[Tx[Any] | None, object]:
+        """Call a handler in its lane, under its time limit; raises what it raises."""
+        ...
+
+    def finished(self, run: Run, offset: Offset) -> None:
+        """Note that a record is finished for good."""
+        ...
+
+    def lose_slot(self, work: SlotWork) -> None:
+        """Note that another process owns the slot."""
+        ...
+
+    def stop_taking(self, work: SlotWork) -> None:
+        """Take nothing more of the slot."""
+        ...
+
+
+class Holding:
+    """Failed, unreadable and waiting records of one subscription.
+
+    Args:
+        declaration: Whose policies decide.
+        host: Runs handlers.
+        lanes: The lanes of the keys.
+        store, committer, units: Where held records go.
+        log: The log's identity, for positions.
+        clock: For the next attempts.
+    """
+
+    def __init__(
+        self,
+        declaration: SubscriptionDeclaration,
+        host: Host,
+        lanes: Lanes,
+        *,
+        store: Store,
+        committer: Committer,
+        units: Units,
+        log: UUID,
+        clock: Clock,
+    ) -> None:
+        self._declaration = declaration
+        self._host = host
+        self._lanes = lanes
+        self._store = store
+        self._committer = committer
+        self._units = units
+        self._log = log
+        self._clock = clock
+        self._prefix = f"{declaration.app}/{declaration.name}"
+
+    # ---- records from the log ----
+
+    async def fail(self, lane: Lane, waiting: Waiting, error: Exception) -> None:
+        """Decide what follows a record's first failure, once the earlier units of its key are committed."""
+        if await self._has_to_wait(lane, waiting):
+            return
+        run, offset = waiting.run, waiting.run.chunk.offset(waiting.index)
+        handler = cast("Branch", waiting.branch).handler.name
+        policy = self._declaration.delivery.policy(error)
+        line, trace = describe(error)
+        if policy == "skip":
+            _logger.warning("%s: %s failed on key %r and is skipped, as on_error says: %s", self._prefix, handler, lane.key, line)
+            unit = self._units.bare(lane.work.slot, None, [(run.chunk.where, offset)])
+            self._committer.put(Pending(unit, lane.work, lambda pending, outcome: self._skipped(pending, outcome, run, offset)))
+        elif policy == "stop":
+            _logger.error(
+                "%s: slot %d stops, as on_error says: %s failed: %s", self._prefix, lane.work.slot.number, handler, line
+            )
+            self._host.stop_taking(lane.work)
+        else:
+            delay_s = policy.delay_s(1, random=random.random) if isinstance(policy, Retry) else None
+            due_us = self._due_us(delay_s)
+            self._say(lane.key, line, 1, delay_s)
+            hold = Hold(lane.key, run.chunk.record(waiting.index), Cause.FAILED, 1, line, trace, due_us)
+            if await self._hold(lane, waiting, hold).outcome() is Outcome.COMMITTED and due_us is not None:
+                self._lanes.set_due(lane, due_us)
+
+    async def park(self, lane: Lane, waiting: Waiting, unreadable: Unreadable) -> None:
+        """Keep a record that the code cannot read, and its key's later ones, until somebody says or the code knows it."""
+        if await self._has_to_wait(lane, waiting):
+            return
+        self._say(lane.key, unreadable.why, 0, None)
+        record = waiting.run.chunk.record(waiting.index)
+        await self._hold(lane, waiting, Hold(lane.key, record, Cause.UNREADABLE, 0, unreadable.why, "", None)).outcome()
+
+    def hold_behind(self, lane: Lane, waiting: Waiting) -> None:
+        """Copy a record behind what the store holds for its key."""
+        record = waiting.run.chunk.record(waiting.index)
+        self._hold(lane, waiting, Hold(lane.key, record, Cause.BEHIND, 0, "", "", None))
+
+    async def _has_to_wait(self, lane: Lane, waiting: Waiting) -> bool:
+        """Wait for the earlier units of a lane; tells whether its record must not be held now.
+
+        That is so where the slot was lost, and where an earlier record has to run again: then this one comes behind it.
+        """
+        while (earlier := self._committer.last_of(lane.work.slot, lane.key)) is not None:
+            await earlier.outcome()
+        if not lane.work.is_ours:
+            return True
+        if lane.reruns:
+            lane.is_stale = False
+            lane.rerun(waiting)
+            return True
+        return False
+
+    def _hold(self, lane: Lane, waiting: Waiting, hold: Hold) -> Pending:
+        run, offset = waiting.run, waiting.run.chunk.offset(waiting.index)
+        unit = self._units.bare(lane.work.slot, None, [(run.chunk.where, offset)])
+        unit.holds = [hold]
+        unit.size = len(hold.record.data) + len(hold.trace)
+        lane.held += 1
+        lane.uncommitted += 1
+
+        def settled(pending: Pending, outcome: Outcome) -> None:
+            lane.uncommitted -= 1
+            if outcome is Outcome.COMMITTED:
+                self._host.finished(run, offset)
+            else:
+                self._host.lose_slot(pending.work)
+
+        pending = Pending(unit, lane.work, settled)
+        self._committer.put(pending)
+        return pending
+
+    def _skipped(self, pending: Pending, outcome: Outcome, run: Run, offset: Offset) -> None:
+        if outcome is Outcome.COMMITTED:
+            self._host.finished(run, offset)
+        else:
+            self._host.lose_slot(pending.work)
+
+    # ---- records from the store ----
+
+    async def run(self, me: Worker, lane: Lane) -> None:
+        """Try the first held record of a key, and, where it succeeds, those behind it, in order."""
+        lane.is_due = False
+        lane.due_us = None
+        while lane.work.is_open:
+            rows = await self._store.held(lane.work.slot, lane.key)
+            if rows:
+                is_parked = rows[0].next_attempt_us is None and rows[0].cause is not Cause.BEHIND
+                if is_parked or not await self._try(me, lane, rows[0]):
+                    return
+            elif lane.uncommitted:
+                await self._committer.drain()
+            else:
+                lane.held = 0
+                return
+
+    async def _try(self, me: Worker, lane: Lane, held: Held) -> bool:
+        """Try one held record; tells whether the next one's turn has come."""
+        try:
+            branch, event = self._read(held.record)
+            call = Call(self._prefix, self._log, branch.contract, event, stored=held.record)
+            tx, result = await self._host.invoke(me, branch, event, call)
+            unit = self._units.make(lane.work.slot, None, [], call, tx, result)
+        except Exception as error:
+            return await self._fail_again(lane, held, error)
+        unit = unit or self._units.bare(lane.work.slot, None, [])
+        unit.releases = [held.id]
+        outcome = await self._committed(lane, unit)
+        if outcome is Outcome.REFUSED:
+            return await self._fail_again(lane, held, TxRefused("an addition found no number in its row"))
+        if outcome is Outcome.COMMITTED:
+            lane.held = max(0, lane.held - 1)
+        return outcome in (Outcome.COMMITTED, Outcome.CONFLICT)
+
+    async def _fail_again(self, lane: Lane, held: Held, error: Exception) -> bool:
+        """Decide what follows the failure of a held record; tells whether the next one's turn has come."""
+        line, trace = describe(error)
+        attempts = held.attempts + 1
+        policy = self._declaration.delivery.policy(error)
+        unit = self._units.bare(lane.work.slot, None, [])
+        delay_s: float | None = None
+        due_us: int | None = None
+        if policy == "skip":
+            _logger.warning("%s: key %r failed and is skipped, as on_error says: %s", self._prefix, lane.key, line)
+            unit.releases = [held.id]
+        else:
+            is_unhandled = isinstance(error, Unhandled)
+            if isinstance(policy, Retry) and not is_unhandled:
+                delay_s = policy.delay_s(attempts, random=random.random)
+            due_us = self._due_us(delay_s)
+            cause = Cause.UNREADABLE if is_unhandled else Cause.FAILED
+            unit.retried = Retried(held.id, cause, attempts, line, trace, due_us)
+            self._say(lane.key, line, attempts, delay_s)
+        is_committed = await self._committed(lane, unit) is Outcome.COMMITTED
+        if policy == "skip":
+            lane.held = max(0, lane.held - is_committed)
+            return is_committed
+        if is_committed and due_us is not None:
+            self._lanes.set_due(lane, due_us)
+        if policy == "stop":
+            self._host.stop_taking(lane.work)
+        return False
+
+    def _read(self, record: StoredRecord) -> tuple[Branch, object]:
+        branch = choose(record.type, self._declaration.branches)
+        if not isinstance(branch, Branch):
+            raise Unhandled(branch.why if branch is not None else f"the code handles no {record.type} any more")
+        try:
+            return branch, branch.contract.decode(record.data)
+        except EventRefused as error:
+            raise Unhandled(str(error)) from error
+
+    async def _committed(self, lane: Lane, unit: Unit) -> Outcome:
+        def settled(pending: Pending, outcome: Outcome) -> None:
+            self._units.settled(pending.unit)
+            if outcome is Outcome.FENCED:
+                self._host.lose_slot(pending.work)
+
+        pending = Pending(unit, lane.work, settled)
+        self._committer.put(pending)
+        return await pending.outcome()
+
+    def _due_us(self, delay_s: float | None) -> int | None:
+        return None if delay_s is None else self._clock.wall_us() + round(delay_s * 1e6)
+
+    def _say(self, key: str, line: str, attempts: int, delay_s: float | None) -> None:
+        if delay_s is None:
+            _logger.error("%s: key %r is parked after %d attempts: %s", self._prefix, key, attempts, line)
+        else:
+            _logger.warning("%s: key %r failed attempt %d, next in %.1f s: %s", self._prefix, key, attempts, delay_s, line)
