@@ -13,12 +13,13 @@ from typing import Final
 import forecast
 import fraud
 import msgspec
-from contracts import OrderPlaced, StockRefused, StockReserved
 from demo_history import History, Key
 from loyalty import CENTS_PER_POINT
 from notify import words
 from supplier import CASE
 from world import opening_stock
+
+from contracts import OrderPlaced, StockRefused, StockReserved
 
 SHOWN: Final = 5
 TOLERANCE: Final = 1e-9
@@ -75,7 +76,11 @@ def check_decided(placed: Sequence[OrderPlaced], history: History) -> list[str]:
     faults += _once("screened", expected, suspected + cleared)
     faults += _once("routed", cleared, [fact.order.id for fact in history.routed])
     facts = (*history.suspected, *history.answered)
-    changed = [fact.order.id for fact in facts if fact.order.id in expected and expected[fact.order.id] != OrderPlaced(fact.customer_id, fact.order)]
+    changed = [
+        fact.order.id
+        for fact in facts
+        if fact.order.id in expected and expected[fact.order.id] != OrderPlaced(fact.customer_id, fact.order)
+    ]
     return faults + _fault("decided with other contents than in the input", changed)
 
 
@@ -89,7 +94,10 @@ def check_order(history: History) -> list[str]:
             placed.setdefault(fact.customer_id, []).append(fact.order.id)
     for answer in history.answered:
         answered.setdefault(answer.customer_id, []).append(answer.order.id)
-    return _fault("a customer whose orders were answered in another order", [who for who, ids in placed.items() if answered.get(who, []) != ids])
+    return _fault(
+        "a customer whose orders were answered in another order",
+        [who for who, ids in placed.items() if answered.get(who, []) != ids],
+    )
 
 
 def expected_suspects(placed: Iterable[OrderPlaced]) -> Set[str]:

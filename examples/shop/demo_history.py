@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from contracts import GoodsDelivered, OrderCleared, OrderPlaced, OrderRouted, OrderSuspected, StockRefused, StockReserved
-
 from everlog import App, Client, Settings, State
 from everlog.clock import SystemClock
 from everlog.contracts.contract import contract_of

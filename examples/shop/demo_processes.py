@@ -46,7 +46,13 @@ class Processes:
         output = (self._folder / f"{name}.out").open("ab")
         self._outputs.append(output)
         self._running[name] = subprocess.Popen(
-            command, cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
     async def command(self, *arguments: str) -> str:

@@ -21,7 +21,14 @@ from rich.text import Text
 LINES: Final = 9
 WIDTH: Final = 80
 PLAIN_EVERY_S: Final = 3.0
-_COLOURS: Final = {"running": "green", "catching up": "yellow", "starting": "yellow", "killed": "bold red", "not yet": "dim", "ended": "dim"}
+_COLOURS: Final = {
+    "running": "green",
+    "catching up": "yellow",
+    "starting": "yellow",
+    "killed": "bold red",
+    "not yet": "dim",
+    "ended": "dim",
+}
 
 
 @dataclass
@@ -158,5 +165,10 @@ def render(picture: Picture, lines: list[Text], width: int) -> RenderableType:
     counts = "   ".join(f"{word} {picture.counts[word]:,}" for word in ("reserved", "refused", "suspected"))
     said = [line[:width] for line in lines] + [Text()] * (LINES - len(lines))
     return Group(
-        Rule(Text(f"The shop: {picture.headline}", "bold"), style="dim"), table, bar, Text(f"{'':9}{counts}", "dim"), Text(), *said
+        Rule(Text(f"The shop: {picture.headline}", "bold"), style="dim"),
+        table,
+        bar,
+        Text(f"{'':9}{counts}", "dim"),
+        Text(),
+        *said,
     )

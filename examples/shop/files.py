@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
 from contracts import ArticleListed, Line, Order, OrderPlaced
 
 DATA: Final = Path(__file__).with_name("data")
@@ -27,7 +28,9 @@ def read_orders(most: int | None = None) -> Sequence[OrderPlaced]:
     """Return the first `most` orders of the file, in the order of time; all for ``None``."""
     with gzip.open(DATA / "orders-2017-01.jsonl.gz") as file:
         rows = msgspec.json.Decoder(_Row).decode_lines(file.read())
-    return [OrderPlaced(row.customer_id, Order(row.order_id, row.store_id, _time(row.placed_at), row.lines)) for row in rows[:most]]
+    return [
+        OrderPlaced(row.customer_id, Order(row.order_id, row.store_id, _time(row.placed_at), row.lines)) for row in rows[:most]
+    ]
 
 
 def _time(text: str) -> datetime:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from datetime import date
 
 import msgspec
-from contracts import StockRefused, StockReserved
 
+from contracts import StockRefused, StockReserved
 from everlog import App, Delivery, Tx
 
 KEEP = 0.8

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from math import sqrt
 
 import msgspec
-from contracts import Order, OrderCleared, OrderPlaced, OrderSuspected
 
+from contracts import Order, OrderCleared, OrderPlaced, OrderSuspected
 from everlog import App, Delivery, Tx
 
 WINDOW = timedelta(minutes=10)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from contracts import ArticleListed, GoodsDelivered, OrderRouted, StockRefused, StockReserved
 from sidefile import note
 from world import opening_stock
 
+from contracts import ArticleListed, GoodsDelivered, OrderRouted, StockRefused, StockReserved
 from everlog import App, Delivery, Retry, Tx
 
 WAREHOUSE_S = 0.02
@@ -22,7 +22,9 @@ class ArticleUnknown(Exception):
     """The catalogue does not have it (yet): catalogue and orders are two topics, and no order is promised between topics."""
 
 
-inventory = App("inventory", delivery=Delivery(start="beginning", on_error={ArticleUnknown: Retry(attempts=5, first_s=0.2, most_s=1.0)}))
+inventory = App(
+    "inventory", delivery=Delivery(start="beginning", on_error={ArticleUnknown: Retry(attempts=5, first_s=0.2, most_s=1.0)})
+)
 departments = inventory.state("departments/1", str)  # key: sku
 stock = inventory.state("stock/1", int)  # key: branch and sku; a shelf that nobody has touched has no row
 

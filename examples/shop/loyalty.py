@@ -6,7 +6,6 @@ Look at `start="beginning"`: the log has kept everything, so a service that is w
 from __future__ import annotations
 
 from contracts import StockReserved
-
 from everlog import App, Delivery, Tx
 
 CENTS_PER_POINT = 100

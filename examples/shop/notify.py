@@ -12,8 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import msgspec
-from contracts import OrderSuspected, StockRefused, StockReserved
 
+from contracts import OrderSuspected, StockRefused, StockReserved
 from everlog import App, Delivery, Tx
 
 Send = Callable[[str, str, str], None]

@@ -6,9 +6,9 @@ time; still no van is booked twice, because Everlog runs a handler again when a 
 
 from __future__ import annotations
 
-from contracts import OrderCleared, OrderRouted
 from world import distance_km, nearest
 
+from contracts import OrderCleared, OrderRouted
 from everlog import App, Delivery, Tx
 
 VANS = 2

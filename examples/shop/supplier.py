@@ -6,7 +6,6 @@ Look at what is missing here: nobody calls the supplier. It heard of a refusal a
 from __future__ import annotations
 
 from contracts import GoodsDelivered, StockRefused
-
 from everlog import App, Delivery
 
 CASE = 12

@@ -194,7 +194,8 @@ class SqliteStore:
             return SlotState(progress, held.keys(connection, lease.slot, None, _ALL))
 
     async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
-        with self._snapshot() as connection:
+        # One statement is of one moment by itself; several are put into one transaction.
+        with self._database.reading() if len(keys) == 1 else self._snapshot() as connection:
             known = self._names = self._names or names(connection)
             found: list[Versioned] = []
             for state, key in keys:
