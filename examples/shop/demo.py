@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from contracts import OrderPlaced
 from demo_acts import LATE, SERVICES, Demo, DemoFailed, Plan, choose_poison
 from demo_checks import Evidence, Interrupted, balance, check_all, interrupted
 from demo_history import History, read_history, read_state
 from demo_processes import EVERLOG, CommandFailed
 from demo_view import LiveView, Picture, PlainView, Service
+from everlog import App, Client
 from files import read_articles, read_orders
 from forecast import demands, expected, forecast
 from inventory import inventory, stock
 from loyalty import loyalty, points
-from world import DEFAULT_SEED, opening_stock, with_bursts
-
-from contracts import OrderPlaced
-from everlog import App, Client
+from world import DEFAULT_SEED, LOOSE, opening_stock, with_bursts
 
 ROOT: Final = Path(__file__).parents[2]
 FULL: Final = Plan(orders=None, speed=240.0, bursts=12, dead_s=3.0)
@@ -89,13 +89,15 @@ def print_summary(demo: Demo, evidence: Evidence, after: Interrupted, flowed: in
     caught = {fact.order.id.split("-")[1] for fact in history.suspected if fact.order.id.startswith("burst-")}
     bursts = {fact.order.id.split("-")[1] for fact in demo.orders if fact.order.id.startswith("burst-")}
     came, went = balance(history)
-    opening = sum(opening_stock(str(branch), str(sku), evidence.departments[str(sku)]) for branch, sku in evidence.stock)
+    pieces = [shelf for shelf in evidence.stock if evidence.departments[str(shelf[1])] not in LOOSE]
+    opening = sum(opening_stock(str(branch), str(sku), evidence.departments[str(sku)]) for branch, sku in pieces)
     (department, hour), demand = max(evidence.demand.items(), key=lambda item: expected(item[1]))
     print(f"""
 input      {len(demo.orders) - ours:,} real orders, and {ours} of ours in {len(bursts)} fraud bursts
 decided    {len(history.suspected) + len(history.answered):,}, each exactly once: {counts(history)}
-stock      {len(evidence.stock):,} shelves: {opening:,} at the opening + {sum(came.values()):,} delivered
-           − {sum(went.values()):,} reserved = {sum(evidence.stock.values()):,} left; conserved on each shelf
+stock      {len(pieces):,} shelves: {opening:,} pieces at the opening + {sum(came[shelf] for shelf in pieces):,} delivered
+           - {sum(went[shelf] for shelf in pieces):,} reserved = {sum(evidence.stock[shelf] for shelf in pieces):,} left; conserved on each shelf, as on
+           {len(evidence.stock) - len(pieces):,} shelves of goods that are not sold by piece
 act 1      inventory killed with {len(after.in_flight)} in flight, {len(after.run_again)} run again, {len(after.lost)} lost, {len(after.doubled)} doubled
 act 2      one customer waited for an article; {flowed:,} orders of others were decided meanwhile
 act 3      loyalty joined late: {joined}
@@ -110,7 +112,7 @@ Look at what it left behind:
   export PATH={shlex.quote(str(EVERLOG.parent))}:$PATH PYTHONPATH={shlex.quote(str(Path(__file__).parent))}
   everlog status
   everlog topics
-  everlog tail shop.reservations
+  everlog tail --from beginning --limit 5 --topic shop.reservations
   everlog parked list inventory
   everlog verify""")
 

@@ -6,20 +6,20 @@ What is expected is computed from the input file and the seed, by other ways tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 import forecast
 import fraud
-import msgspec
+from contracts import OrderPlaced, StockRefused, StockReserved
 from demo_history import History, Key
 from loyalty import CENTS_PER_POINT
 from notify import words
 from supplier import CASE
 from world import opening_stock
-
-from contracts import OrderPlaced, StockRefused, StockReserved
 
 SHOWN: Final = 5
 TOLERANCE: Final = 1e-9
@@ -100,7 +100,7 @@ def check_order(history: History) -> list[str]:
     )
 
 
-def expected_suspects(placed: Iterable[OrderPlaced]) -> Set[str]:
+def expected_suspects(placed: Iterable[OrderPlaced]) -> set[str]:
     """Return the ids that fraud has to suspect: what it learned depends on the customer's own orders alone, and these are in order."""
     known: dict[str, fraud.Habits] = {}
     suspects = set[str]()
@@ -126,7 +126,7 @@ def check_deliveries(history: History) -> list[str]:
     """Each refused line was delivered once."""
     due = Counter((fact.branch, line.sku, max(CASE, 2 * line.quantity)) for fact in history.refused for line in fact.missing)
     came = Counter((fact.branch, fact.sku, fact.quantity) for fact in history.delivered)
-    return _fault("delivered more or less often than refused", (due - came) | (came - due))
+    return _fault("delivered more or less often than refused", [*(due - came), *(came - due)])
 
 
 def balance(history: History) -> tuple[Counter[Key], Counter[Key]]:
@@ -142,7 +142,7 @@ def balance(history: History) -> tuple[Counter[Key], Counter[Key]]:
 
 
 def check_stock(history: History, stock: Mapping[Key, int], departments: Mapping[str, str]) -> list[str]:
-    """On each shelf: opening + delivered − reserved = what the store says is left, and never below 0."""
+    """On each shelf: opening + delivered - reserved = what the store says is left, and never below 0."""
     came, went = balance(history)
     wrong = list[Key]()
     for shelf in {*came, *went, *stock}:
@@ -151,7 +151,7 @@ def check_stock(history: History, stock: Mapping[Key, int], departments: Mapping
         left = opening + came[shelf] - went[shelf]
         if left < 0 or left != stock.get(shelf, opening):
             wrong.append(shelf)
-    return _fault("a shelf on which opening + delivered − reserved is not what is left", wrong)
+    return _fault("a shelf on which opening + delivered - reserved is not what is left", wrong)
 
 
 # ---- what others made of it ----
@@ -187,7 +187,7 @@ def check_mails(history: History, mails: Sequence[Mapping[str, str]]) -> list[st
     """Each decision was told to its customer once."""
     due = Counter((fact.customer_id, words(fact)) for fact in (*history.suspected, *history.answered))
     sent = Counter((mail["to"], mail["text"]) for mail in mails)
-    return _fault("told to a customer more or less often than once", (due - sent) | (sent - due))
+    return _fault("told to a customer more or less often than once", [*(due - sent), *(sent - due)])
 
 
 # ---- the kill ----

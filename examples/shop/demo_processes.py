@@ -13,7 +13,6 @@ from typing import IO, Final
 
 SHOP: Final = Path(__file__).parent
 EVERLOG: Final = Path(sys.executable).with_name("everlog")
-_LOOK_S: Final = 0.02
 _STOP_S: Final = 40.0
 
 
@@ -30,7 +29,8 @@ class Processes:
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self._folder = folder
         ours = {name: value for name, value in os.environ.items() if not name.startswith("EVERLOG_")}
-        self._environment = ours | {"PYTHONPATH": str(SHOP), "PYTHONUNBUFFERED": "1"} | settings
+        path = os.pathsep.join([str(SHOP), *filter(None, [ours.get("PYTHONPATH")])])
+        self._environment = {**ours, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._outputs: list[IO[bytes]] = []
 
@@ -45,7 +45,7 @@ class Processes:
     def _start(self, name: str, command: Sequence[str]) -> None:
         output = (self._folder / f"{name}.out").open("ab")
         self._outputs.append(output)
-        self._running[name] = subprocess.Popen(
+        self._running[name] = subprocess.Popen(  # noqa: S603 our own commands
             command,
             cwd=self._folder,
             env=self._environment,
@@ -73,8 +73,7 @@ class Processes:
         """Kill -9, and wait until it is gone."""
         process = self._running.pop(name)
         _signal(process, signal.SIGKILL)
-        while process.poll() is None:
-            await asyncio.sleep(_LOOK_S)
+        await asyncio.to_thread(process.wait)
 
     def ended(self) -> Mapping[str, int]:
         """Return those that ended by themselves, with their codes."""
@@ -89,9 +88,7 @@ class Processes:
         for process in self._running.values():
             if process.poll() is None:
                 process.terminate()
-        async with asyncio.timeout(_STOP_S):
-            while any(process.poll() is None for process in self._running.values()):
-                await asyncio.sleep(_LOOK_S)
+        await asyncio.gather(*[asyncio.to_thread(process.wait, _STOP_S) for process in self._running.values()])
         return self.ended()
 
     def close(self) -> None:

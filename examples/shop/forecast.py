@@ -49,4 +49,5 @@ async def watch(fact: StockReserved | StockRefused, tx: Tx) -> None:
     placed_at = fact.order.placed_at
     for department, lines in fact.departments.items():
         key = (department, placed_at.hour)
-        tx.put(demands, key, learn(await tx.get(demands, key), placed_at.date(), lines))
+        known = await tx.get(demands, key)
+        tx.put(demands, key, learn(known, placed_at.date(), lines))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from sidefile import note
-from world import opening_stock
-
 from contracts import ArticleListed, GoodsDelivered, OrderRouted, StockRefused, StockReserved
 from everlog import App, Delivery, Retry, Tx
+from sidefile import note
+from world import opening_stock
 
 WAREHOUSE_S = 0.02
 

@@ -11,11 +11,10 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 
-from files import read_articles, read_orders
-from world import with_bursts
-
 from contracts import ArticleListed, OrderPlaced
 from everlog import App, Client
+from files import read_articles, read_orders
+from world import with_bursts
 
 TICK_S = 0.05
 

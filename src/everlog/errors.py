@@ -9,6 +9,7 @@ EverlogError
 │   ├── SchemaMismatch         the log holds another schema under the same type and version
 │   ├── SubscriptionMissing    the store holds a subscription that the code no longer has
 │   ├── StartUndecided         much history is waiting and nobody said whether to handle it
+│   ├── HistoryGone            retention deleted events before they were handled
 │   ├── WrongLog               the progress in the store belongs to another log
 │   └── StoreReplaced          the store is older than, or another than, what the log remembers
 ├── EventRefused               an event breaks its contract; nothing was stored
@@ -33,6 +34,7 @@ EverlogError
 ├── TxClosed                   `tx` was used after its handler had ended
 ├── TxRefused                  a handler asked `tx` for what it may not do
 ├── HandlerTimeout             a handler ran past its time limit and was cancelled
+├── HandlerCancelled           a handler awaited something that was cancelled
 ├── CommandRefused             a command line asked for what cannot be done
 └── Closed                     a client, log or store was used after it was closed
 """
@@ -107,6 +109,10 @@ class SubscriptionMissing(StartRefused):
 
 class StartUndecided(StartRefused):
     """Much history is waiting for a new subscription, or for a new type of one, and nobody said what to do with it."""
+
+
+class HistoryGone(StartRefused):
+    """Retention deleted events before a subscription handled them."""
 
 
 class WrongLog(StartRefused):
@@ -219,6 +225,18 @@ class TxRefused(EverlogError):
 
 class HandlerTimeout(EverlogError):
     """A handler ran past its time limit and was cancelled. It counts as a failed attempt."""
+
+    def __init__(self, handler: str, limit_s: float) -> None:
+        super().__init__(
+            f"{handler} ran past its time limit of {limit_s:g} s and was cancelled: make it faster, or raise Delivery(time_limit_s=…)"
+        )
+
+
+class HandlerCancelled(EverlogError):
+    """A handler awaited something that was cancelled. It counts as a failed attempt."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(f"{handler} awaited something that was cancelled: catch asyncio.CancelledError where that is expected")
 
 
 class CommandRefused(EverlogError):

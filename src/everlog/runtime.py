@@ -22,6 +22,7 @@ from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
 from everlog.subscriptions.engine import Engine, Surroundings
 from everlog.subscriptions.feed import READ_AHEAD_BYTES
+from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay
@@ -62,7 +63,6 @@ class AppRuntime:
         self._log = log
         self._settings = settings
         self._clock = clock
-        self._topics: dict[str, Topic] = {}
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
@@ -131,11 +131,11 @@ class AppRuntime:
         versions = itertools.count(joined.version_base + 1)
         overlay = Overlay(store)
         self._committer = Committer(store, clock, self._snapshot)
-        self._relay = Relay(self._log, store, self._topics, create_topics=self._settings.create_topics, clock=clock)
-        around = Surroundings(declaration.name, self._log, store, self._committer, overlay, clock, resources)
+        self._relay = Relay(self._log, store, clock=clock)
+        outlets = Outlets(self._log, create_topics=self._settings.create_topics)
+        await outlets.open(declaration.topics)
+        around = Surroundings(declaration.name, self._log, store, self._committer, overlay, outlets, clock, resources)
         generations = {subscription.name: subscription.generation for subscription in status.subscriptions}
-        for topic in declaration.topics:
-            self._topics[topic.name] = topic
         for subscription in declaration.subscriptions:
             units = Units(
                 declaration.name,
@@ -143,12 +143,11 @@ class AppRuntime:
                 generations[subscription.name],
                 versions=versions,
                 overlay=overlay,
-                topics=self._topics,
                 clock=clock,
             )
             engine = Engine(subscription, around, units, read_ahead_bytes=READ_AHEAD_BYTES // len(names))
             self._engines[subscription.name] = engine
-            slots = Slots(engine, store, joined.member)
+            slots = Slots(engine, self._log, store, joined.member)
             self._slots.append(slots)
             await slots.settle()
 

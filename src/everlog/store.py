@@ -252,6 +252,8 @@ class HeldKey(msgspec.Struct, frozen=True):
     records: int
     next_attempt_us: int | None
     """When its first record is due; ``None`` is parked."""
+    is_unreadable: bool = False
+    """It is parked because the code could not read its first record; code that can may go on with it."""
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -18,7 +18,8 @@ from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
 from everlog.store import HeldKey, Progress, Put, Unit
-from everlog.stores.sqlite import amount, commit, held, leases, outbox, store
+from everlog import amount
+from everlog.stores.sqlite import commit, held, leases, outbox, store
 from everlog.stores.sqlite.commit import Span
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -149,8 +150,8 @@ def no_bell(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_next_record_of_a_key_stays_parked(patch: pytest.MonkeyPatch) -> None:
-    def held_key(key: str, records: int, next_attempt_us: int | None) -> HeldKey:
-        return HeldKey(key, records, next_attempt_us or None)
+    def held_key(key: str, records: int, next_attempt_us: int | None, is_unreadable: bool) -> HeldKey:  # noqa: FBT001
+        return HeldKey(key, records, next_attempt_us or None, is_unreadable)
 
     patch.setattr(held, "HeldKey", held_key)
 

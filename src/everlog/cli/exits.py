@@ -35,7 +35,7 @@ class CommandLine(TyperGroup):
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
         complete_var: str | None = None,
-        standalone_mode: bool = True,
+        standalone_mode: bool = True,  # noqa: ARG002 typer passes it
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> NoReturn:
@@ -70,8 +70,10 @@ def _line(error: Exception) -> str:
         return "nothing was changed"
     if isinstance(error, typer.TyperException):
         text = " ".join(error.format_message().split())
+        if not text:
+            return ""  # help was printed instead
         context = getattr(error, "ctx", None)
-        return f"{text} (see {context.command_path} --help)" if context is not None else text
+        return f"{text.rstrip('.')} (see {context.command_path} --help)" if context is not None else text
     text = " ".join(str(error).split())
     if isinstance(error, EverlogError):
         return text

@@ -105,7 +105,7 @@ def contracts_of(module: ModuleType) -> Mapping[str, Contract[Any]]:
     return found
 
 
-def chosen(name: str, known: Sequence[str], *, what: str) -> str:
+def chosen(name: str, known: Sequence[str], *, what: str, where: str) -> str:
     """Return `name` if it is known.
 
     Raises:
@@ -114,5 +114,5 @@ def chosen(name: str, known: Sequence[str], *, what: str) -> str:
     if name in known:
         return name
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
-    raise CommandRefused(f"there is no {what} {name!r}: {hint}")
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known)) or 'none'}"
+    raise CommandRefused(f"there is no {what} {name!r} in {where}: {hint}")

@@ -35,7 +35,7 @@ def retire(
 async def _stored(settings: Settings, app: str, subscription: str) -> SubscriptionStatus:
     async with existing_store(settings, app) as store:
         stored = {one.name: one for one in (await store.status()).subscriptions}
-        return stored[chosen(subscription, list(stored), what=f"subscription of app {app!r}")]
+        return stored[chosen(subscription, list(stored), what="subscription", where=f"the store of app {app!r}")]
 
 
 async def _retire(settings: Settings, app: str, subscription: str) -> None:

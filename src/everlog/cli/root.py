@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from everlog.cli import parked, publish, retire, run, status, tail, topics, verify
 from everlog.cli.exits import CommandLine
+from everlog.cli.parked import app as parked
+from everlog.cli.publish import publish
+from everlog.cli.retire import retire
+from everlog.cli.run import run
+from everlog.cli.status import status
+from everlog.cli.tail import tail
+from everlog.cli.topics import topics
+from everlog.cli.verify import verify
 
 app = typer.Typer(cls=CommandLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -27,11 +34,11 @@ def root(
     """Events in a durable log, pushed to every subscriber, handled exactly once."""
 
 
-app.command("run")(run.run)
-app.command("publish")(publish.publish)
-app.command("tail")(tail.tail)
-app.command("topics")(topics.topics)
-app.command("status")(status.status)
-app.add_typer(parked.app, name="parked")
-app.command("retire")(retire.retire)
-app.command("verify")(verify.verify)
+app.command("run")(run)
+app.command("publish")(publish)
+app.command("tail")(tail)
+app.command("topics")(topics)
+app.command("status")(status)
+app.add_typer(parked, name="parked")
+app.command("retire")(retire)
+app.command("verify")(verify)

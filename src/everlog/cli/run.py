@@ -23,7 +23,7 @@ SWITCH_INTERVAL_S: Final = 50e-6
 """Python's own 5 ms make one publish wait 7 to 35 ms behind a busy event loop: the writer's thread waits for its turn several times."""
 
 
-def run(
+def run(  # noqa: PLR0913 one per flag
     apps: Annotated[
         list[str],
         typer.Argument(metavar="MODULE[:APP]…", help="Apps; MODULE alone where it has exactly one.", show_default=False),

@@ -54,7 +54,7 @@ class Committer:
         self._dirty: dict[SlotWork, None] = {}
         self._wake = asyncio.Event()
         self._is_urgent = False
-        self._drained: list[asyncio.Future[None]] = []
+        self._drained: dict[SlotWork, list[asyncio.Future[None]]] = {}
 
     def put(self, pending: Pending) -> None:
         """Queue a finished unit."""
@@ -88,15 +88,18 @@ class Committer:
         while self.is_full:
             await self._queue[-GROUP_UNITS].outcome()
 
-    async def drain(self) -> None:
-        """Wait until everything queued so far is committed."""
-        if not self._queue and not self._group and not self._dirty:
+    async def drain(self, work: SlotWork) -> None:
+        """Wait until what is queued of a slot so far is committed, and its progress behind that; whatever other slots do."""
+        while (
+            last := next((one for one in (*reversed(self._queue), *reversed(self._group)) if one.work is work), None)
+        ) is not None:
+            await last.outcome()
+        if not work.is_ours:
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._drained.append(waiter)
-        self._is_urgent = True
-        self._wake.set()
-        await waiter
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drained.setdefault(work, []).append(committed)
+        self.touch(work, urgent=True)
+        await committed
 
     async def run(self) -> None:
         """Commit until cancelled.
@@ -107,10 +110,6 @@ class Committer:
         last_s = self._clock.monotonic_s() - PROGRESS_EVERY_S
         while True:
             if not self._queue and not self._dirty:
-                for waiter in self._drained:
-                    if not waiter.done():
-                        waiter.set_result(None)
-                self._drained.clear()
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -146,6 +145,10 @@ class Committer:
             progress.extend((work.slot, one) for one in self._snapshot(work, own))
         outcomes = await self._stored(units, leases, progress)
         self._group = ()
+        for work in works:
+            for waiter in self._drained.pop(work, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
         dropped: set[tuple[Slot, str]] = set()
         for pending, outcome in zip(group, outcomes, strict=True):
             if outcome is not Outcome.COMMITTED and pending.unit.lane is not None:
@@ -172,6 +175,9 @@ class Committer:
         size = 0
         while self._queue and len(group) < GROUP_UNITS and size < GROUP_BYTES:
             pending = self._queue.popleft()
+            if not pending.work.is_ours:  # the slot may be ours again, under another lease: what was done under this one is void
+                self._tell(pending, Outcome.FENCED)
+                continue
             group.append(pending)
             size += pending.unit.size
         return group

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from msgspec.structs import replace
 
 from everlog.clock import Clock
-from everlog.errors import HandlerTimeout, TxRefused
+from everlog.errors import TxRefused
 from everlog.log import Log
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Outcome, Progress, Request, SlotState, Store, Unit
@@ -30,6 +30,7 @@ from everlog.subscriptions.feed import READ_AHEAD_BYTES, Feed
 from everlog.subscriptions.holding import Holding
 from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.lanes import Lanes
+from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, lane_of
@@ -55,6 +56,7 @@ class Surroundings:
     store: Store
     committer: Committer
     overlay: Overlay
+    outlets: Outlets
     clock: Clock
     resources: object
 
@@ -123,6 +125,9 @@ class Engine:
             lane.held = held.records
             if held.next_attempt_us is not None:
                 self._lanes.set_due(lane, held.next_attempt_us)
+            elif held.is_unreadable:  # perhaps this code knows it
+                lane.is_due = True
+                self._lanes.schedule(lane)
         self._feed.open(work)
 
     async def close_slot(self, work: SlotWork) -> None:
@@ -131,8 +136,7 @@ class Engine:
         while self._is_busy(work):
             self._quiet.clear()
             await self._quiet.wait()
-        self._committer.touch(work, urgent=True)
-        await self._committer.drain()
+        await self._committer.drain(work)
         self._forget(work)
 
     def lose_slot(self, work: SlotWork) -> None:
@@ -250,7 +254,7 @@ class Engine:
 
     # ---- records from the log ----
 
-    async def _take(self, me: Worker) -> None:  # noqa: C901, PLR0912 the hot loop: a call per event would cost a third of it
+    async def _take(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 the hot loop: a call per event would cost a third of it
         """Be the active worker: take records and run their handlers, until one suspends or none is left."""
         self._active = me
         loop = asyncio.get_running_loop()
@@ -274,20 +278,27 @@ class Engine:
                             result = await branch.handler.function(event, tx)
                         finally:
                             tx.close()
+                        if result is not None or tx.outgoing:
+                            await self._open_outlets(tx, result)
                         if me.lane is None:
                             self._put(run, index, event, branch, call, tx, result)
                         else:
+                            self._check_limit(me, branch)
                             self._finish(me.lane, Waiting(run, index, event, branch), call, tx, result)
                     else:
                         result = await branch.handler.function(event)
+                        if result is not None:
+                            await self._open_outlets(None, result)
                         if me.lane is not None:
+                            self._check_limit(me, branch)
                             self._finish(me.lane, Waiting(run, index, event, branch), None, None, result)
                         elif result is not None:
                             self._put(run, index, event, branch, None, None, result)
                 except asyncio.CancelledError:
-                    if not me.was_time_limit():
+                    failure = self._cancelled(me, branch)
+                    if failure is None:
                         raise
-                    await self._fail(me, Waiting(run, index, event, branch), self._timeout(branch))
+                    await self._fail(me, Waiting(run, index, event, branch), failure)
                 except Exception as error:
                     await self._fail(me, Waiting(run, index, event, branch), error)
                 if me.lane is not None:
@@ -339,9 +350,8 @@ class Engine:
         """End a call that was suspended: its unit, unless an earlier record of the key has to run again first."""
         if not lane.work.is_ours:
             return
-        if lane.is_stale:
-            lane.is_stale = False
-            lane.rerun(waiting)
+        if lane.must_wait(waiting):
+            lane.insert(waiting)
         elif result is None and (tx is None or not tx.has_effects):
             self.finished(waiting.run, waiting.run.chunk.offset(waiting.index))
             self._committer.touch(lane.work, urgent=self._feed.is_empty)
@@ -363,8 +373,7 @@ class Engine:
         self._register_active()
         lane = self._lanes.lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
         error = TxRefused("an addition found no number in its row") if outcome is Outcome.REFUSED else None
-        lane.rerun(replace(waiting, conflicts=waiting.conflicts + (outcome is Outcome.CONFLICT), error=error))
-        lane.is_stale = lane.is_running
+        lane.insert(replace(waiting, conflicts=waiting.conflicts + (outcome is Outcome.CONFLICT), error=error))
         self._lanes.schedule(lane)
 
     # ---- lanes ----
@@ -386,16 +395,15 @@ class Engine:
         lane.is_running = True
         me.lane = lane
         while lane.work.is_open and not self._is_stopping:
-            if lane.pending and (not lane.held or lane.reruns):
-                await self._run_waiting(me, lane, lane.pop())
+            if lane.pending and lane.held:
+                self._holding.hold_behind(lane, lane.pending.popleft())
             elif lane.pending:
-                self._holding.hold_behind(lane, lane.pop())
+                await self._run_waiting(me, lane, lane.pending.popleft())
             elif lane.held and lane.is_due:
                 await self._holding.run(me, lane)
             else:
                 break
         lane.is_running = False
-        lane.is_stale = False
         me.lane = None
         self._quiet.set()
         self._lanes.leave(lane)
@@ -407,7 +415,7 @@ class Engine:
             await self._holding.park(lane, waiting, branch)
             return
         if waiting.error is not None:
-            await self._holding.fail(lane, replace(waiting, error=None), waiting.error)
+            await self._holding.fail(lane, waiting, waiting.error)
             return
         if waiting.conflicts > 1:  # others write the same rows: not all at once again
             longest_s = _CONFLICT_PAUSE_S * min(waiting.conflicts, _MOST_CONFLICTS)
@@ -423,21 +431,28 @@ class Engine:
         """Call a handler in a lane, under its time limit.
 
         Raises:
-            HandlerTimeout: It ran past the limit and was cancelled.
+            HandlerTimeout, HandlerCancelled: It was cancelled, by its limit or by what it awaited.
             Exception: What it raised.
         """
         handler = branch.handler
         tx: Tx[Any] | None = None
         me.watched = object()
         try:
-            if not handler.takes_tx:
-                return None, await handler.function(event)
-            tx = Tx(call, self._around.overlay, self.declaration.name, self._around.resources)
-            return tx, await handler.function(event, tx)
+            if handler.takes_tx:
+                tx = Tx(call, self._around.overlay, self.declaration.name, self._around.resources)
+                result = await handler.function(event, tx)
+            else:
+                result = await handler.function(event)
+            if result is not None or (tx is not None and tx.outgoing):
+                await self._open_outlets(tx, result)
+            self._check_limit(me, branch)
         except asyncio.CancelledError:
-            if not me.was_time_limit():
+            failure = self._cancelled(me, branch)
+            if failure is None:
                 raise
-            raise self._timeout(branch) from None
+            raise failure from None
+        else:
+            return tx, result
         finally:
             me.watched = None
             if tx is not None:
@@ -451,8 +466,22 @@ class Engine:
         assert me.lane is not None
         await self._holding.fail(me.lane, waiting, error)
 
-    def _timeout(self, branch: Branch) -> HandlerTimeout:
-        return HandlerTimeout(
-            f"{branch.handler.name} ran past its time limit of {self.declaration.delivery.time_limit_s:g} s and was cancelled: "
-            f"make it faster, or raise Delivery(time_limit_s=…)"
-        )
+    async def _open_outlets(self, tx: Tx[Any] | None, result: object) -> None:
+        """Make the topics that a handler publishes to for the first time; a missing one fails the handler."""
+        missing = self._around.outlets.missing(tx, result)
+        if missing:
+            await self._around.outlets.open(missing)
+
+    def _cancelled(self, me: Worker, branch: Branch) -> Exception | None:
+        return me.cancelled(branch.handler.name, self.declaration.delivery.time_limit_s)
+
+    def _check_limit(self, me: Worker, branch: Branch) -> None:
+        """Refuse what a handler did that swallowed its cancellation.
+
+        Raises:
+            HandlerTimeout: It did.
+        """
+        if me.is_timed_out:
+            failure = self._cancelled(me, branch)
+            if failure is not None:
+                raise failure

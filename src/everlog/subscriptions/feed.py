@@ -38,6 +38,7 @@ class Feed:
         self._by_partition: dict[TopicPartition, SlotWork] = {}
         self._runs: deque[Run] = deque()
         self._live: set[Run] = set()  # lent out, and not finished
+        self._begun = 0
         self._room = asyncio.Event()
         self.current: Run | None = None
         """The run that records are taken from; ``None`` between two."""
@@ -86,7 +87,8 @@ class Feed:
         for chunk in batch.chunks:
             work = self._by_partition.get(chunk.where)
             if work is not None and len(chunk):
-                self._runs.append(Run(chunk, work, self._branches))
+                run = Run(chunk, work, self._branches)
+                (run.partition.waiting or self._runs).append(run)
         self._arrived()
 
     def _has_room(self) -> bool:
@@ -102,11 +104,13 @@ class Feed:
         while self.current is None and self._runs:
             run = self._runs.popleft()
             partition = run.partition
-            if partition.waiting or partition.is_full:
-                if not partition.waiting:
-                    self._reader.revoke([partition.where])
-                partition.waiting.append(run)
+            if partition.is_full:
+                self._reader.revoke([partition.where])
+                partition.waiting.extend([run, *(one for one in self._runs if one.partition is partition)])
+                self._runs = deque(one for one in self._runs if one.partition is not partition)
                 continue
+            self._begun += 1
+            run.number = self._begun
             partition.begin(run)
             self._live.add(run)
             self.current = run

@@ -135,9 +135,8 @@ class Holding:
             await earlier.outcome()
         if not lane.work.is_ours:
             return True
-        if lane.reruns:
-            lane.is_stale = False
-            lane.rerun(waiting)
+        if lane.must_wait(waiting):
+            lane.insert(waiting)
             return True
         return False
 
@@ -175,14 +174,25 @@ class Holding:
         while lane.work.is_open:
             rows = await self._store.held(lane.work.slot, lane.key)
             if rows:
-                is_parked = rows[0].next_attempt_us is None and rows[0].cause is not Cause.BEHIND
-                if is_parked or not await self._try(me, lane, rows[0]):
+                if self._is_parked(rows[0]) or not await self._try(me, lane, rows[0]):
                     return
             elif lane.uncommitted:
-                await self._committer.drain()
+                await self._committer.drain(lane.work)
             else:
                 lane.held = 0
                 return
+
+    def _is_parked(self, first: Held) -> bool:
+        """Tell whether a key waits for a person. One that waits for code that knows its record goes on once that is here."""
+        if first.next_attempt_us is not None or first.cause is Cause.BEHIND:
+            return False
+        if first.cause is not Cause.UNREADABLE:
+            return True
+        try:
+            self._read(first.record)
+        except Unhandled:
+            return True
+        return False
 
     async def _try(self, me: Worker, lane: Lane, held: Held) -> bool:
         """Try one held record; tells whether the next one's turn has come."""
@@ -206,7 +216,8 @@ class Holding:
         """Decide what follows the failure of a held record; tells whether the next one's turn has come."""
         line, trace = describe(error)
         attempts = held.attempts + 1
-        policy = self._declaration.delivery.policy(error)
+        is_unhandled = isinstance(error, Unhandled)
+        policy = "park" if is_unhandled else self._declaration.delivery.policy(error)
         unit = self._units.bare(lane.work.slot, None, [])
         delay_s: float | None = None
         due_us: int | None = None
@@ -214,8 +225,7 @@ class Holding:
             _logger.warning("%s: key %r failed and is skipped, as on_error says: %s", self._prefix, lane.key, line)
             unit.releases = [held.id]
         else:
-            is_unhandled = isinstance(error, Unhandled)
-            if isinstance(policy, Retry) and not is_unhandled:
+            if isinstance(policy, Retry):
                 delay_s = policy.delay_s(attempts, random=random.random)
             due_us = self._due_us(delay_s)
             cause = Cause.UNREADABLE if is_unhandled else Cause.FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from typing import Any
 
@@ -23,6 +24,15 @@ class Waiting(msgspec.Struct, frozen=True):
     """How often its unit was in conflict."""
     error: Exception | None = None
     """Why its handler failed, where that is known before it runs: its unit was refused."""
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """Its place in the order in which records were taken."""
+        return self.run.number, self.index
+
+
+def _arrival(waiting: Waiting) -> tuple[int, int]:
+    return waiting.arrival
 
 
 class Lane:
@@ -49,10 +59,6 @@ class Lane:
         """A worker has it: its handler runs, or is about to."""
         self.is_scheduled = False
         """It stands in the line of lanes that a worker should take."""
-        self.is_stale = False
-        """An earlier record of it has to run again, so what its handler does now must be run again behind that."""
-        self.reruns = 0
-        """How many at the head of `pending` have to run again."""
         self.pending: deque[Waiting] = deque()
         """Records to handle, in order, before any later one of the key."""
         self.held = 0
@@ -64,15 +70,13 @@ class Lane:
         self.is_due = False
         """The first held record should be tried now."""
 
-    def rerun(self, waiting: Waiting) -> None:
-        """Put a record behind those that have to run again, and before all others."""
-        self.pending.insert(self.reruns, waiting)
-        self.reruns += 1
+    def insert(self, waiting: Waiting) -> None:
+        """Put a record into the order in which the records of the key were taken."""
+        bisect.insort(self.pending, waiting, key=_arrival)
 
-    def pop(self) -> Waiting:
-        """Take the first record that waits."""
-        self.reruns = max(0, self.reruns - 1)
-        return self.pending.popleft()
+    def must_wait(self, waiting: Waiting) -> bool:
+        """Tell whether an earlier record of the key has to run again first."""
+        return bool(self.pending) and self.pending[0].arrival < waiting.arrival
 
     @property
     def is_ordinary(self) -> bool:

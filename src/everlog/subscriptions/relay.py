@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from everlog.clock import Clock
-from everlog.contracts.topic import Topic
 from everlog.errors import EverlogError, LeaseLost, LogReadOnly, TopicMissing
 from everlog.log import Log, ProducerBatch, Status
 from everlog.store import RELAY, Lease, OutboxRow, Store, relay_producer
@@ -31,19 +28,14 @@ class Relay:
 
     Args:
         log, store: Where to, and where from.
-        topics: Topics that may have to be made before the first record: filled by whoever emits.
-        create_topics: Make them.
         clock: For pauses after a failure.
     """
 
-    def __init__(self, log: Log, store: Store, topics: Mapping[str, Topic], *, create_topics: bool, clock: Clock) -> None:
+    def __init__(self, log: Log, store: Store, *, clock: Clock) -> None:
         self._log = log
         self._store = store
-        self._topics = topics
-        self._create_topics = create_topics
         self._clock = clock
         self._producer = relay_producer(store.identity, store.incarnation)
-        self._ensured: set[str] = set()
         self._wake = asyncio.Event()
         self._lease: Lease | None = None
         self._is_empty = asyncio.Event()
@@ -105,72 +97,77 @@ class Relay:
             after = rows[-1].id
 
     async def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> list[int]:
-        """Send numbered rows until each is stored or refused for good; return those that are stored."""
+        """Send numbered rows until each is stored, or its key waits behind one refused for good; return those that are stored."""
         done: list[int] = []
         for topic in dict.fromkeys(row.emitted.topic for row in rows):
-            await self._ensure(topic)
-            waiting = [row for row in rows if row.emitted.topic == topic]
-            pause_s = _PAUSE_FIRST_S
-            while waiting:
-                batch, rest = _gapless(waiting)
-                again = await self._append(lease, topic, batch, done)
-                if again:
-                    await self._clock.sleep(pause_s)
-                    pause_s = min(_PAUSE_MOST_S, pause_s * 2)
-                waiting = again + rest
+            try:
+                await self._send_topic(lease, topic, [row for row in rows if row.emitted.topic == topic], done)
+            except TopicMissing as error:  # somebody deleted it; other topics go on
+                _logger.error("events for a topic wait in the outbox, and none is lost: %s", error)
         return done
 
-    async def _append(self, lease: Lease, topic: str, rows: list[OutboxRow], done: list[int]) -> list[OutboxRow]:
-        """Append rows; note what is stored in `done`, keep what is refused; return what has to be sent again."""
+    async def _send_topic(self, lease: Lease, topic: str, rows: Sequence[OutboxRow], done: list[int]) -> None:
+        refused: set[str] = set()
+        waiting = list(rows)
+        pause_s = _PAUSE_FIRST_S
+        while waiting:
+            batch, rest = _gapless(waiting)
+            in_doubt = await self._append(lease, topic, batch, done, refused)
+            if in_doubt:
+                await self._clock.sleep(pause_s)
+                pause_s = min(_PAUSE_MOST_S, pause_s * 2)
+            waiting = [row for row in in_doubt + rest if row.emitted.record.key not in refused]
+
+    async def _append(
+        self, lease: Lease, topic: str, rows: Sequence[OutboxRow], done: list[int], refused: set[str]
+    ) -> list[OutboxRow]:
+        """Append rows; note what is stored in `done`, keep what is refused; return what has to be sent again, in order."""
+        statuses, errors = await self._statuses(topic, rows)
+        partitions: dict[int, list[OutboxRow]] = {}  # those that were refused whole
+        in_doubt: list[OutboxRow] = []
+        for row, status, error in zip(rows, statuses, errors, strict=True):
+            if status in (Status.STORED, Status.DUPLICATE):
+                done.append(row.id)
+            elif status is Status.UNKNOWN:
+                in_doubt.append(row)
+            elif len(rows) > 1:
+                partitions.setdefault(row.emitted.record.partition, []).append(row)
+            else:
+                await self._refuse(lease, row, error, refused)
+        for suspects in partitions.values():  # find the guilty one, in order
+            for at, row in enumerate(suspects):
+                if row.emitted.record.key in refused:
+                    continue
+                if await self._append(lease, topic, [row], done, refused):
+                    in_doubt.extend(suspects[at:])
+                    break
+        return in_doubt
+
+    async def _statuses(self, topic: str, rows: Sequence[OutboxRow]) -> tuple[Sequence[Status], Sequence[EverlogError | None]]:
         first: dict[int, int] = {}
         for row in rows:
             assert row.sequence is not None
             first.setdefault(row.emitted.record.partition, row.sequence)
-        producer = ProducerBatch(self._producer, first, named=True)
         try:
-            appended = await self._log.append(topic, [row.emitted.record for row in rows], producer=producer)
+            appended = await self._log.append(
+                topic, [row.emitted.record for row in rows], producer=ProducerBatch(self._producer, first, named=True)
+            )
         except LogReadOnly as error:
             _logger.error("the outbox waits, and nothing of it is lost: %s", error)
-            return rows
-        refused = [row for row, status in zip(rows, appended.statuses, strict=True) if status is Status.REFUSED]
-        if refused and len(rows) > 1:  # a partition is refused whole: find out which of its rows it is for
-            rows = [row for row in rows if row not in refused]
-            appended = msgspec.structs.replace(
-                appended,
-                statuses=[status for status in appended.statuses if status is not Status.REFUSED],
-                errors=[e for e, status in zip(appended.errors, appended.statuses, strict=True) if status is not Status.REFUSED],
-            )
-        else:
-            refused = []
-        again: list[OutboxRow] = []
-        for row in refused:
-            again.extend(await self._append(lease, topic, [row], done))
-        for at, (row, status) in enumerate(zip(rows, appended.statuses, strict=True)):
-            if status in (Status.STORED, Status.DUPLICATE):
-                done.append(row.id)
-                continue
-            reason = appended.errors[at] if appended.errors else None
-            if status is Status.REFUSED:
-                _logger.error(
-                    "the log refuses an event of topic %r with key %r for good; its key waits in the outbox: %s",
-                    topic,
-                    row.emitted.record.key,
-                    reason,
-                )
-                await self._store.refuse(lease, row.id, str(reason))
-            else:
-                again.append(row)
-        return again
+            return [Status.UNKNOWN] * len(rows), [error] * len(rows)
+        return appended.statuses, appended.errors or [None] * len(rows)
 
-    async def _ensure(self, name: str) -> None:
-        if name in self._ensured:
-            return
-        topic = self._topics.get(name)
-        if topic is not None and self._create_topics:
-            await self._log.ensure_topic(topic.spec())
-        elif all(spec.name != name for spec in await self._log.topics()):
-            raise TopicMissing(name)
-        self._ensured.add(name)
+    async def _refuse(self, lease: Lease, row: OutboxRow, error: EverlogError | None, refused: set[str]) -> None:
+        key = row.emitted.record.key
+        _logger.error(
+            "the log refuses an event of topic %r with key %r for good; its key waits in the outbox: %s",
+            row.emitted.topic,
+            key,
+            error,
+        )
+        await self._store.refuse(lease, row.id, str(error))
+        if key is not None:
+            refused.add(key)
 
 
 def _gapless(rows: Sequence[OutboxRow]) -> tuple[list[OutboxRow], list[OutboxRow]]:

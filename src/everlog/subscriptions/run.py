@@ -31,7 +31,7 @@ Item = tuple[int, str | None, Any, Branch | Unreadable]
 class Run:
     """Records of one chunk, taken one by one by whichever worker is active. Memory is held until all are finished."""
 
-    __slots__ = ("_count", "_indices", "chunk", "is_taken", "items", "open", "partition", "size", "work")
+    __slots__ = ("_count", "_indices", "chunk", "is_taken", "items", "number", "open", "partition", "size", "work")
 
     def __init__(self, chunk: Chunk, work: SlotWork, branches: Mapping[str, Branch]) -> None:
         self.chunk = chunk
@@ -39,6 +39,8 @@ class Run:
         self.partition: PartitionProgress = work.partitions[chunk.where]
         self.open = 0
         """Records taken and not finished, beside those in a handler now."""
+        self.number = 0
+        """Its place in the order in which runs were begun; set when it is."""
         self.is_taken = False
         """No record is left to take."""
         self.size = len(chunk.data)
@@ -75,17 +77,19 @@ class Run:
         for index in self._indices:
             offset = chunk.offset(index)
             choice = choices[chunk.type_of[index] if chunk.type_of is not None else 0]
-            if choice is not None and partition.wants(offset):
-                if isinstance(choice, Unreadable):
-                    yield index, chunk.keys[index], None, choice
-                else:
-                    try:
-                        event = choice.contract.decode(chunk.slice(index))
-                    except EventRefused as error:
-                        yield index, chunk.keys[index], None, Unreadable(str(error))
-                    else:
-                        yield index, chunk.keys[index], event, choice
-            partition.resuming.discard(offset)  # from here on its worker, its lane or its unit answers for it
+            is_wanted = choice is not None and partition.wants(offset)
+            partition.resuming.discard(offset)  # whoever takes it answers for it as soon as anybody can look
+            if choice is None or not is_wanted:
+                continue
+            if isinstance(choice, Unreadable):
+                yield index, chunk.keys[index], None, choice
+                continue
+            try:
+                event = choice.contract.decode(chunk.slice(index))
+            except EventRefused as error:
+                yield index, chunk.keys[index], None, Unreadable(str(error))
+            else:
+                yield index, chunk.keys[index], event, choice
 
 
 def choose(name: str, branches: Mapping[str, Branch]) -> Branch | Unreadable | None:

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from everlog.errors import LeaseLost
-from everlog.store import Lease, Slot, Store, Survey
+from everlog.errors import HistoryGone, LeaseLost
+from everlog.log import Log
+from everlog.store import Lease, Progress, Slot, SlotState, Store, Survey
 from everlog.subscriptions.engine import Engine
+from everlog.subscriptions.progress import PartitionProgress
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -43,8 +45,9 @@ def balance(survey: Survey, *, me: int, count: int, owned: Sequence[int]) -> Mov
 class Slots:
     """Takes and gives back the slots of one engine."""
 
-    def __init__(self, engine: Engine, store: Store, member: int) -> None:
+    def __init__(self, engine: Engine, log: Log, store: Store, member: int) -> None:
         self._engine = engine
+        self._log = log
         self._store = store
         self._member = member
 
@@ -61,10 +64,10 @@ class Slots:
             if surplus is not None:
                 await self._engine.close_slot(surplus)
                 await self._store.release(surplus.lease)
-        has_changed = bool(move.give)
-        for number in move.take:
-            has_changed = await self._take(Slot(name, number)) or has_changed
-        return has_changed
+        taken = [number for number in move.take if await self._take(Slot(name, number))]
+        if taken:
+            _logger.info("%s: works on slot%s %s", name, "" if len(taken) == 1 else "s", ", ".join(map(str, taken)))
+        return bool(move.give or taken)
 
     async def _take(self, slot: Slot) -> bool:
         lease: Lease | None = await self._store.acquire(slot)
@@ -74,6 +77,30 @@ class Slots:
             state = await self._store.load(lease)
         except LeaseLost:
             return False
+        state = await self._without_gap(state)
         self._engine.open_slot(lease, state)
-        _logger.info("%s: works on slot %d", slot.subscription, slot.number)
         return True
+
+    async def _without_gap(self, state: SlotState) -> SlotState:
+        """Return where to go on, if retention has deleted what was not handled yet.
+
+        Raises:
+            HistoryGone: It has, and the delivery says to stop.
+        """
+        progress: list[Progress] = []
+        for one in state.progress:
+            start = PartitionProgress(one).start
+            first = (await self._log.first(one.where.topic)).offsets[one.where]
+            if start >= first:
+                progress.append(one)
+                continue
+            name, where = self._engine.declaration.name, one.where
+            if self._engine.declaration.delivery.on_gap == "stop":
+                raise HistoryGone(
+                    f"subscription {name!r} stands at offset {start} of {where.topic}/{where.partition}, and retention has deleted up to "
+                    f'{first}: write Delivery(on_gap="oldest") to go on with the oldest event that is kept'
+                )
+            _logger.error("%s: events of %s/%d up to offset %d were deleted before they were handled", name, *where, first)
+            unfinished = [offset for offset in one.unfinished if offset > first]
+            progress.append(Progress(where, max(one.through, first), unfinished, one.dedupe))
+        return SlotState(progress, state.held)

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, cast, overload
 import msgspec
 from typing_extensions import TypeVar
 
+from everlog.amount import added, total
 from everlog.contracts.event import AnyEvent
 from everlog.contracts.record import Record
 from everlog.errors import TxClosed, TxRefused
@@ -107,7 +108,7 @@ class Tx(Generic[R]):
             row = self._rows.setdefault(place, row)
             self.reads[place] = row.version
         if write is not None:
-            return state.decode(_sum(state, row.value, write))
+            return state.decode(_sum(state.name, row.value, write))
         return default if row.value is None else state.decode(row.value)
 
     async def scan(
@@ -134,7 +135,7 @@ class Tx(Generic[R]):
             elif isinstance(write, Delete):
                 values.pop(key, None)
             else:
-                values[key] = _sum(state, seen[key].value if key in seen else None, write)
+                values[key] = _sum(state.name, seen[key].value if key in seen else None, write)
         for key in sorted(values):
             yield key_of(key), state.decode(values[key])
 
@@ -159,12 +160,15 @@ class Tx(Generic[R]):
         number = cast("int | float | Decimal", amount)
         write = self.writes.get(place)
         if isinstance(write, Add):
-            self.writes[place] = Add(cast("Any", write.amount) + number)
+            both = added(write.amount, number)
+            if both is None:
+                raise TxRefused(f"state {state.name!r}: {write.amount!r} and {number!r} do not add up to a number")
+            self.writes[place] = Add(both)
         elif write is None:
             self.writes[place] = Add(number)
         else:
             base = write.value if isinstance(write, Put) else None
-            self.writes[place] = Put(_sum(state, base, Add(number)))
+            self.writes[place] = Put(_sum(state.name, base, Add(number)))
 
     def delete(self, state: State[V], key: Key) -> None:
         """Remove a row; nothing happens where there is none.
@@ -195,9 +199,13 @@ class Tx(Generic[R]):
         return bool(self.reads or self.writes or self.outgoing or self.scans)
 
     def sums(self) -> dict[StateKey, bytes]:
-        """Return what each addition comes to whose row was read."""
+        """Return what each addition comes to whose row was read.
+
+        Raises:
+            TxRefused: A row holds no number.
+        """
         return {
-            place: _plus(self._rows[place].value, write)
+            place: _sum(place[0], self._rows[place].value, write)
             for place, write in self.writes.items()
             if isinstance(write, Add) and place in self._rows
         }
@@ -220,14 +228,9 @@ class Tx(Generic[R]):
         return state.name, key_text(key)
 
 
-def _plus(value: bytes | None, write: Add) -> bytes:
-    amount = write.amount
-    base: Any = 0 if value is None else msgspec.json.decode(value, type=Decimal if isinstance(amount, Decimal) else int | float)
-    return msgspec.json.encode(base + amount)
-
-
-def _sum(state: State[Any], value: bytes | None, write: Add) -> bytes:
-    try:
-        return _plus(value, write)
-    except (msgspec.MsgspecError, ArithmeticError) as error:
-        raise TxRefused(f"state {state.name!r} holds no number that {write.amount!r} could be added to: {error}") from error
+def _sum(state: str, value: bytes | None, write: Add) -> bytes:
+    """Return what an addition comes to, exactly as the store does."""
+    summed = total(value, write.amount)
+    if summed is None:
+        raise TxRefused(f"state {state!r} holds no number that {write.amount!r} could be added to")
+    return summed

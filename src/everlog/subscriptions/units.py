@@ -28,7 +28,6 @@ class Units:
         app, subscription, generation: Who handles: part of the ids of what is published.
         versions: Numbers that no other unit of the store has.
         overlay: Where a unit's writes are shown until they are committed.
-        topics: Collects the topics that are published to, so that the relay can make them.
         clock: The publisher's time.
     """
 
@@ -40,14 +39,12 @@ class Units:
         *,
         versions: Iterator[int],
         overlay: Overlay,
-        topics: dict[str, Topic],
         clock: Clock,
     ) -> None:
         self._app = app
         self._prefix = f"{app}\x1f{subscription}\x1f{generation}\x1f"
         self._versions = versions
         self._overlay = overlay
-        self._topics = topics
         self._clock = clock
         self._spread = itertools.count()
 
@@ -101,11 +98,10 @@ class Units:
             headers.setdefault(CAUSATION_ID, cause.id)
             if TRACEPARENT in cause.headers:
                 headers.setdefault(TRACEPARENT, cause.headers[TRACEPARENT])
-            ids = [self._id(cause, next(index)) for _ in out.events]
+            ids = [self._id(handled, next(index)) for _ in out.events]
             addressed = address(out.events, Origin(self._app, now_us, headers, self._next_partition), ids=ids)
             placed: list[tuple[int, Emitted]] = []
             for target in addressed:
-                self._topics[target.topic.name] = target.topic
                 placed.extend(
                     (place, Emitted(target.topic.name, record))
                     for place, record in zip(target.places, target.records, strict=True)
@@ -114,8 +110,8 @@ class Units:
             emits.extend(emitted for _, emitted in placed)
         return emits
 
-    def _id(self, cause: StoredRecord, index: int) -> str:
-        text = f"{self._prefix}{cause.source}\x1f{cause.id}\x1f{index}"
+    def _id(self, handled: StoredRecord, index: int) -> str:
+        text = f"{self._prefix}{handled.source}\x1f{handled.id}\x1f{index}"
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _next_partition(self, topic: Topic) -> int:

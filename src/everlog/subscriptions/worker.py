@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from everlog.clock import Clock
+from everlog.errors import HandlerCancelled, HandlerTimeout
 from everlog.subscriptions.lane import Lane
 from everlog.subscriptions.run import Run
 
@@ -30,13 +31,19 @@ class Worker:
         """What a time limit is kept on: another object for each call; ``None`` while no handler is suspended."""
         self.is_timed_out = False
 
-    def was_time_limit(self) -> bool:
-        """Tell whether a cancellation was the time limit's, and take it back if so."""
-        if not self.is_timed_out or self.task is None:
-            return False
-        self.is_timed_out = False
-        self.task.uncancel()
-        return True
+    def cancelled(self, handler: str, limit_s: float) -> HandlerTimeout | HandlerCancelled | None:
+        """Return what a cancellation that came out of a handler, or was swallowed by it, means.
+
+        ``None`` where the worker itself is to end, or where nothing was cancelled.
+        """
+        assert self.task is not None
+        asked = self.task.cancelling()
+        if self.is_timed_out:
+            self.is_timed_out = False
+            self.task.uncancel()
+            if asked == 1:
+                return HandlerTimeout(handler, limit_s)
+        return HandlerCancelled(handler) if asked == 0 else None
 
 
 async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Clock, look: Callable[[], None]) -> None:
@@ -44,7 +51,7 @@ async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Cloc
 
     Args:
         workers: All workers.
-        limit_s: The limit, in seconds; it is kept to within an eighth.
+        limit_s: The limit, in seconds; a handler gets up to an eighth more.
         clock: The time.
         look: Called before each look, so that the worker that is suspended shows its call.
     """
@@ -59,6 +66,6 @@ async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Cloc
                 since.pop(worker, None)
             elif known is None or known[0] is not worker.watched:
                 since[worker] = (worker.watched, now_s)
-            elif now_s - known[1] >= limit_s * (1 - 1 / _LOOKS_PER_LIMIT) and worker.task is not None and not worker.is_timed_out:
+            elif now_s - known[1] >= limit_s and worker.task is not None and not worker.is_timed_out:
                 worker.is_timed_out = True
                 worker.task.cancel()

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import apsw
 import msgspec
 
+from everlog.amount import total
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.position import Offset, TopicPartition
 from everlog.store import Add, Delete, Lease, Outcome, Progress, Put, ScanRead, Slot, StateKey, Unit
-from everlog.stores.sqlite.amount import total
 from everlog.stores.sqlite.leases import is_valid
 from everlog.stores.sqlite.names import Names, names
 

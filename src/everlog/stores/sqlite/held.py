@@ -40,7 +40,10 @@ def keys(connection: apsw.Connection, slot: Slot, after: str | None, limit: int)
         f"WHERE subscription = ? AND slot = ? AND key {'>=' if after is None else '>'} ? GROUP BY key ORDER BY key LIMIT ?",
         (*slot, after or "", limit),
     )
-    return [HeldKey(key, count, 0 if at is None and cause == "behind" else at) for key, count, _, at, cause in rows]
+    return [
+        HeldKey(key, count, 0 if at is None and cause == "behind" else at, at is None and cause == "unreadable")
+        for key, count, _, at, cause in rows
+    ]
 
 
 def first_of_each(connection: apsw.Connection, subscription: str | None, after: int, limit: int) -> Sequence[ParkedKey]:

@@ -34,6 +34,15 @@ def total(value: bytes | None, amount: int | float | Decimal) -> bytes | None:
     return msgspec.json.encode(after) if isinstance(after, int) or math.isfinite(after) else None
 
 
+def added(one: int | float | Decimal, other: int | float | Decimal) -> int | float | Decimal | None:
+    """Return two amounts for the same row as one; ``None`` if they do not add up to a number."""
+    encoded = total(None, one)
+    summed = total(encoded, other) if encoded is not None else None
+    if summed is None:
+        return None
+    return msgspec.json.decode(summed, type=Decimal if isinstance(one, Decimal) else int | float)
+
+
 def _total_decimal(value: bytes | None, amount: Decimal) -> bytes | None:
     before: object = "0" if value is None else _decoded(value)
     if not isinstance(before, str) or not amount.is_finite():

@@ -1,0 +1,94 @@
+"""JSON lines on their way into events: read as they come, in batches, each checked by its contract and named by its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import msgspec
+
+from everlog.contracts.contract import Contract
+from everlog.errors import EventRefused, EventTooLarge
+
+BATCH: Final = 1_000
+_READ_BYTES: Final = 1 << 16
+_LONGEST_BYTES: Final = 16 << 20
+"""No event may have more than 1 MB of JSON; what is longer than this without a line end is no file of lines."""
+
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Line(NamedTuple):
+    """One line that is not blank."""
+
+    number: int
+    """From 1, blank lines counted."""
+    data: bytes
+
+
+class Batch(NamedTuple):
+    """Lines that were there at once: at most 1,000."""
+
+    lines: Sequence[Line]
+    read_bytes: int
+    """Read of the stream so far."""
+
+
+def batches(stream: BinaryIO, name: str) -> Iterator[Batch]:
+    """Yield the lines of a stream as soon as they are there: a slow writer's line does not wait for a batch to be full.
+
+    Raises:
+        EventTooLarge: A line does not end.
+    """
+    read1 = getattr(stream, "read1", stream.read)  # read1 returns what there is; read waits for all of it
+    number = read_bytes = 0
+    rest = b""
+    while data := read1(_READ_BYTES):
+        read_bytes += len(data)
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > _LONGEST_BYTES:
+            raise EventTooLarge(f"{name}:{number + len(whole) + 1}: expected lines, found {len(rest):,} bytes without a line end")
+        for start in range(0, len(whole), BATCH):
+            piece = [Line(number + at, line) for at, line in enumerate(whole[start : start + BATCH], start=1) if line.strip()]
+            number += len(whole[start : start + BATCH])
+            if piece:
+                yield Batch(piece, read_bytes)
+    if rest.strip():
+        yield Batch([Line(number + 1, rest)], read_bytes)
+
+
+def event_of(line: Line, contract: Contract[Any], name: str) -> Any:
+    """Return the event that a line holds.
+
+    Raises:
+        EventRefused: It breaks the contract, or has a field that the type has not, whose value would be lost; names file, line and field.
+    """
+    place = f"{name}:{line.number}"
+    try:
+        event = contract.decode(line.data)
+    except EventRefused as error:
+        raise EventRefused(f"{place}: {_fault(error.__cause__ or error)}") from error
+    if line.data.lstrip()[:1] == b"{":
+        known = _field_names(contract.cls)
+        strange = [field for field in _object.decode(line.data) if field not in known]
+        if strange:
+            raise EventRefused(f"{place}: field {strange[0]}: {contract.name!r} has none of that name: it has {', '.join(known)}")
+    return event
+
+
+def _field_names(cls: type[Any]) -> Sequence[str]:
+    """Return the names of a type's fields as they stand in JSON."""
+    if issubclass(cls, msgspec.Struct):
+        tag = cls.__struct_config__.tag_field
+        return [*cls.__struct_encode_fields__, *([tag] if tag is not None else [])]
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _fault(error: BaseException) -> str:
+    """Turn ``Expected `int`, got `str` - at `$.lines[0].quantity` `` into ``field lines[0].quantity: expected int, found str``."""
+    what, _, where = str(error).partition(" - at ")
+    where = where.strip("`").removeprefix("$").removeprefix(".")
+    what = what.replace("`", "").replace(", got ", ", found ")
+    what = what[:1].lower() + what[1:] if isinstance(error, msgspec.ValidationError) else what
+    return f"field {where}: {what}" if where else what

@@ -1,0 +1,75 @@
+"""Every error is one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from everlog.cli import exits
+from everlog.errors import CommandRefused, FileDamaged, StartUndecided, WrongLog
+from tests.cli.conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CommandRefused("no"), 1),
+        (FileDamaged("no"), 1),
+        (StartUndecided("no"), 4),
+        (WrongLog("no"), 4),  # a subclass of StartRefused as well
+        (typer.BadParameter("no"), 2),
+        (typer.Abort(), 1),
+        (ValueError("no"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits.report(error, is_debug=False) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("everlog: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_message_of_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    exits.report(ValueError("first\n  second"), is_debug=False)
+    assert capsys.readouterr().err.startswith("everlog: ValueError: first second")
+
+
+def test_debug_shows_the_traceback_as_well(shop: Path, cli: Cli) -> None:
+    assert "Traceback" not in cli("status").stderr
+    result = cli("--debug", "status")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("everlog: there is no log")
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--nonsense"], ["publish"], ["tail", "--limit", "none"], ["--nonsense"]])
+def test_wrong_usage_is_one_line_and_code_2(arguments: list[str], folder: Path, cli: Cli) -> None:
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("everlog: ")
+    assert result.stderr.count("\n") == 1
+    assert "--help" in result.stderr
+
+
+def test_a_wrong_environment_is_refused_with_4(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOG_LOG_ULR", "sqlite:x")
+    result = cli("status")
+    assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+    assert "EVERLOG_LOG_URL" in result.stderr
+
+
+def test_the_version_is_the_packages(folder: Path, cli: Cli) -> None:
+    result = cli("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("everlog ")
+
+
+def test_a_place_is_the_users_own_line(tmp_path: Path) -> None:
+    code = compile("\n\nraise ValueError('x')", str(tmp_path / "theirs.py"), "exec")
+    try:
+        exec(code, {})  # noqa: S102 a file of the user's
+    except ValueError as error:
+        assert exits.place_of(error).endswith("theirs.py:3)")

@@ -1,0 +1,409 @@
+"""The shop: its learners and choices, the demo's checks with a fault in each kind of evidence, and the demo itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+import forecast
+import fraud
+from contracts import (
+    GoodsDelivered,
+    Line,
+    Order,
+    OrderCleared,
+    OrderRouted,
+    OrderSuspected,
+    StockRefused,
+    StockReserved,
+)
+from demo_acts import choose_poison
+from demo_checks import Evidence, check_all, interrupted
+from demo_history import History, Key
+from everlog import State, Tx
+from files import read_articles, read_orders
+from inventory import ArticleUnknown, departments, look_up, stock
+from loyalty import CENTS_PER_POINT
+from notify import words
+from routing import REACH_KM, VANS, booked, candidates, route
+from supplier import deliver
+from world import STORES, dice, nearest, opening_stock, with_bursts
+
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
+NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
+
+
+def order(number: int, *, cents: int = 2_000, at: datetime = NOON, store: str = "330") -> Order:
+    return Order(str(number), store, at, (Line("1082185", 1, cents),))
+
+
+class FakeTx:
+    """State in a dict: enough for handlers that only read and write."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, Any], Any] = {}
+
+    async def get(self, state: State[Any], key: Any, default: Any = None) -> Any:
+        return self.rows.get((state.name, key), default)
+
+    def put(self, state: State[Any], key: Any, value: Any) -> None:
+        self.rows[state.name, key] = value
+
+    def add(self, state: State[Any], key: Any, amount: int) -> None:
+        self.rows[state.name, key] = self.rows.get((state.name, key), 0) + amount
+
+
+# ---- fraud ----
+
+
+def after(orders: list[Order]) -> fraud.Habits:
+    habits = fraud.Habits()
+    for one in orders:
+        habits = fraud.learn(habits, one, is_suspect=False)
+    return habits
+
+
+USUAL = [order(day, cents=2_000 + 100 * day, at=NOON + timedelta(days=day)) for day in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("known", "next_order", "reason"),
+    [
+        ([], order(9, cents=90_000), None),  # nothing is known yet
+        (USUAL, order(9, cents=2_600, at=NOON + timedelta(days=9)), None),
+        (USUAL, order(9, cents=50_000, at=NOON + timedelta(days=9)), "22.2 times the customer's usual amount"),
+        (USUAL, order(9, cents=fraud.SMALL_CENTS, at=NOON + timedelta(days=9)), None),  # unusual, and too small to matter
+        (USUAL[:4], order(9, cents=50_000, at=NOON + timedelta(days=9)), None),  # too few to judge
+        (
+            [order(n, at=NOON + timedelta(minutes=n)) for n in range(3)],
+            order(9, at=NOON + timedelta(minutes=9)),
+            "4 orders within 10 minutes",
+        ),
+        ([order(n, at=NOON + timedelta(minutes=n)) for n in range(3)], order(9, at=NOON + timedelta(minutes=10)), None),
+    ],
+)
+def test_fraud_suspects_what_is_not_like_the_customer(known: list[Order], next_order: Order, reason: str | None) -> None:
+    assert fraud.suspicion(after(known), next_order) == reason
+
+
+@given(some.lists(some.integers(0, 50_000), min_size=2, max_size=30))
+def test_welford_gives_the_mean_and_the_variance_of_all_amounts(amounts: list[int]) -> None:
+    habits = after([order(n, cents=cents, at=NOON + timedelta(hours=n)) for n, cents in enumerate(amounts)])
+    mean = sum(amounts) / len(amounts)
+    assert habits.mean_cents == pytest.approx(mean)
+    assert habits.squares == pytest.approx(sum((cents - mean) ** 2 for cents in amounts), abs=1e-3)
+
+
+def test_a_suspected_amount_is_not_learned_but_its_time_is() -> None:
+    habits = fraud.learn(after(USUAL), order(9, cents=50_000, at=NOON + timedelta(days=9)), is_suspect=True)
+    assert (habits.count, habits.mean_cents) == (6, 2_250)
+    assert habits.recent == (NOON + timedelta(days=9),)
+
+
+# ---- forecast ----
+
+DAYS = some.lists(some.tuples(some.dates(date(2017, 1, 1), date(2017, 1, 21)), some.integers(1, 50)), min_size=1, max_size=30)
+
+
+def learned(facts: list[tuple[date, int]]) -> forecast.Demand:
+    demand: forecast.Demand | None = None
+    for day, lines in facts:
+        demand = forecast.learn(demand, day, lines)
+    assert demand is not None
+    return demand
+
+
+@given(DAYS, some.randoms())
+def test_the_forecast_does_not_depend_on_the_order_in_which_facts_come(facts: list[tuple[date, int]], random: Any) -> None:
+    shuffled = list(facts)
+    random.shuffle(shuffled)
+    one, other = learned(facts), learned(shuffled)
+    assert (one.first, one.last) == (other.first, other.last)
+    assert one.lines == pytest.approx(other.lines)
+
+
+def test_of_a_demand_that_never_changes_the_forecast_is_that_demand() -> None:
+    assert forecast.expected(learned([(date(2017, 1, day), 7) for day in range(1, 22)])) == pytest.approx(7)
+
+
+def test_yesterday_counts_more_than_last_week() -> None:
+    rising = learned([(date(2017, 1, 1), 10), (date(2017, 1, 7), 70)])
+    falling = learned([(date(2017, 1, 1), 70), (date(2017, 1, 7), 10)])
+    assert forecast.expected(rising) > forecast.expected(falling)
+
+
+# ---- routing ----
+
+
+def test_candidates_are_in_reach_the_nearest_first_and_the_own_branch_before_all() -> None:
+    for home in STORES:
+        found = candidates(home)
+        assert found[0] == (home, 0)
+        assert [km for _, km in found] == sorted(km for _, km in found)
+        assert found[-1][1] <= REACH_KM
+
+
+async def test_an_order_goes_to_the_nearest_branch_with_a_free_van_and_home_when_there_is_none() -> None:
+    home = max(STORES, key=lambda branch: len(candidates(branch)))
+    near = [branch for branch, _ in candidates(home)]
+    tx = FakeTx()
+    routed = [await route(OrderCleared("c", order(number, store=home)), cast("Tx", tx)) for number in range(len(near) * VANS + 1)]
+    assert [fact.branch for fact in routed] == [branch for branch in near for _ in range(VANS)] + [home]
+    assert tx.rows[booked.name, (home, "2017-01-01T12")] == VANS + 1
+
+
+# ---- inventory ----
+
+
+async def test_an_article_that_the_catalogue_lacks_cannot_be_looked_up() -> None:
+    with pytest.raises(ArticleUnknown, match="1082185"):
+        await look_up(cast("Tx", FakeTx()), "330", "1082185")
+
+
+async def test_a_shelf_without_a_row_has_its_opening_stock() -> None:
+    tx = FakeTx()
+    tx.put(departments, "1082185", "PRODUCE")
+    assert await look_up(cast("Tx", tx), "330", "1082185") == ("PRODUCE", opening_stock("330", "1082185", "PRODUCE"))
+    tx.put(stock, ("330", "1082185"), 0)
+    assert await look_up(cast("Tx", tx), "330", "1082185") == ("PRODUCE", 0)
+
+
+# ---- the world ----
+
+
+def test_the_world_is_the_same_in_every_process_and_another_with_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = dice("stock", "330", "1082185")
+    program = "from world import dice; print(dice('stock', '330', '1082185'))"
+    there = subprocess.run([sys.executable, "-c", program], cwd=SHOP, capture_output=True, text=True, check=True)
+    assert float(there.stdout) == here
+    monkeypatch.setenv("SHOP_SEED", "other")
+    assert dice("stock", "330", "1082185") != here
+
+
+def test_the_branches_are_the_stores_of_the_data() -> None:
+    assert set(STORES) == {fact.order.store_id for fact in read_orders()}
+    assert nearest("330")[0] == "330"
+
+
+def test_bursts_are_repeated_orders_in_the_order_of_time() -> None:
+    real = read_orders(500)
+    orders = with_bursts(real, 3)
+    assert [fact for fact in orders if not fact.order.id.startswith("burst-")] == real
+    assert len(orders) == 500 + 3 * 6
+    assert len({fact.order.id for fact in orders}) == len(orders)
+    times = [fact.order.placed_at for fact in orders]
+    assert times == sorted(times)
+    assert orders == with_bursts(real, 3)
+
+
+def test_every_article_of_an_order_is_in_the_catalogue() -> None:
+    assert {line.sku for fact in read_orders() for line in fact.order.lines} == {article.sku for article in read_articles()}
+
+
+def test_the_poison_order_is_cleared_alone_in_its_article_and_followed_by_another_of_its_customer() -> None:
+    orders = with_bursts(read_orders(1_500), 4)
+    poison = choose_poison(orders, (0.42, 0.6))
+    place = orders.index(poison.fact)
+    assert 0.42 <= place / len(orders) <= 0.6
+    assert [fact for fact in orders for line in fact.order.lines if line.sku == poison.sku] == [poison.fact]
+    assert any(fact.customer_id == poison.fact.customer_id for fact in orders[place + 1 :])
+
+
+# ---- the checks of the demo ----
+
+Fault = Callable[[Evidence], Evidence]
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """What a shop leaves behind in which everything went well."""
+    orders = with_bursts(read_orders(400), 3)
+    sold = {article.sku: article.department for article in read_articles()}
+    history = History()
+    habits: dict[str, fraud.Habits] = {}
+    left: dict[Key, int] = {}
+    points: Counter[Key] = Counter()
+    demand: dict[Key, forecast.Demand] = {}
+    for placed in orders:
+        customer, one = placed.customer_id, placed.order
+        history.add(placed)
+        known = habits.get(customer, fraud.Habits())
+        reason = fraud.suspicion(known, one)
+        habits[customer] = fraud.learn(known, one, is_suspect=reason is not None)
+        if reason is not None:
+            history.add(OrderSuspected(customer, one, reason))
+            continue
+        history.add(OrderCleared(customer, one))
+        history.add(OrderRouted(customer, one, one.store_id, 0))
+        shelves: dict[str, Key] = {line.sku: (one.store_id, line.sku) for line in one.lines}
+        for sku, shelf in shelves.items():
+            left.setdefault(shelf, opening_stock(one.store_id, sku, sold[sku]))
+        missing = tuple(line for line in one.lines if left[shelves[line.sku]] < line.quantity)
+        lines_of = dict(Counter(sold[line.sku] for line in one.lines))
+        for department, lines in lines_of.items():
+            key = (department, one.placed_at.hour)
+            demand[key] = forecast.learn(demand.get(key), one.placed_at.date(), lines)
+        if missing:
+            refused = StockRefused(customer, one, one.store_id, lines_of, missing)
+            history.add(refused)
+            for line in missing:
+                fact = GoodsDelivered(one.store_id, line.sku, max(12, 2 * line.quantity))
+                left[shelves[line.sku]] += fact.quantity
+                history.add(fact)
+        else:
+            for line in one.lines:
+                left[shelves[line.sku]] -= line.quantity
+            points[customer,] += one.total_cents // CENTS_PER_POINT
+            history.add(StockReserved(customer, one, one.store_id, lines_of))
+    mails = [
+        {"key": str(n), "to": fact.customer_id, "text": words(fact)}
+        for n, fact in enumerate((*history.suspected, *history.answered))
+    ]
+    return Evidence(orders, sold, history, left, points, demand, mails)
+
+
+def in_history(**changes: Any) -> Fault:
+    return lambda evidence: replace(
+        evidence,
+        history=replace(evidence.history, **{name: change(getattr(evidence.history, name)) for name, change in changes.items()}),
+    )
+
+
+def doubled(facts: list[Any]) -> list[Any]:
+    return [*facts, facts[-1]]
+
+
+def lost(facts: list[Any]) -> list[Any]:
+    return facts[1:]
+
+
+def backwards(facts: list[Any]) -> list[Any]:
+    return facts[::-1]
+
+
+def dearer(facts: list[Any]) -> list[Any]:
+    changed = msgspec.structs.replace(facts[0].order, lines=(Line("1082185", 1, 1),))
+    return [msgspec.structs.replace(facts[0], order=changed), *facts[1:]]
+
+
+def changed_row(rows: Mapping[Key, Any], change: Callable[[Any], Any]) -> dict[Key, Any]:
+    first = next(iter(rows))
+    return {**rows, first: change(rows[first])}
+
+
+def without_row(rows: Mapping[Key, Any]) -> dict[Key, Any]:
+    return dict(list(rows.items())[1:])
+
+
+def test_nothing_is_found_in_a_shop_where_everything_went_well(evidence: Evidence) -> None:
+    assert evidence.history.suspected
+    assert evidence.history.refused
+    assert check_all(evidence) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (in_history(placed=doubled), "placed more than once"),
+        (in_history(placed=lost), "never placed"),
+        (in_history(placed=dearer), "in the log with other contents"),
+        (in_history(answered=doubled), "decided more than once"),
+        (in_history(suspected=doubled), "decided more than once"),
+        (in_history(answered=lost), "never decided"),
+        (in_history(answered=dearer), "decided with other contents"),
+        (in_history(answered=backwards), "answered in another order"),
+        (in_history(cleared=lost), "never screened"),
+        (in_history(routed=doubled), "routed more than once"),
+        (in_history(suspected=lost), "suspected or cleared where the input says otherwise"),
+        (in_history(delivered=doubled), "delivered more or less often"),
+        (in_history(delivered=lost), "delivered more or less often"),
+        (in_history(reserved=doubled), "a shelf on which"),
+        (in_history(reserved=lost), "a shelf on which"),
+        (lambda evidence: replace(evidence, stock=changed_row(evidence.stock, lambda left: left + 1)), "a shelf on which"),
+        (lambda evidence: replace(evidence, stock=without_row(evidence.stock)), "a shelf on which"),
+        (
+            lambda evidence: replace(evidence, points=changed_row(evidence.points, lambda sum_: sum_ - 1)),
+            "other points than earned",
+        ),
+        (lambda evidence: replace(evidence, points=without_row(evidence.points)), "other points than earned"),
+        (lambda evidence: replace(evidence, demand=without_row(evidence.demand)), "another demand"),
+        (
+            lambda evidence: replace(
+                evidence, demand=changed_row(evidence.demand, lambda row: msgspec.structs.replace(row, lines=row.lines + 1))
+            ),
+            "another demand",
+        ),
+        (lambda evidence: replace(evidence, mails=[*evidence.mails, evidence.mails[0]]), "told to a customer"),
+        (lambda evidence: replace(evidence, mails=evidence.mails[1:]), "told to a customer"),
+    ],
+)
+def test_each_fault_is_found(evidence: Evidence, fault: Fault, found: str) -> None:
+    assert any(found in line for line in check_all(fault(evidence)))
+
+
+def answers(*ids: str) -> History:
+    history = History()
+    for number in ids:
+        history.add(StockReserved("c", order(int(number)), "330", {}))
+    return history
+
+
+@pytest.mark.parametrize(
+    ("noted", "committed", "noted_after", "answered", "faults"),
+    [
+        (["1", "2", "3"], {"1"}, ["2", "3", "4"], ["1", "2", "3", "4"], []),
+        (["1", "2"], {"1"}, ["2"], ["1"], ["lost by the kill: 2"]),
+        (["1", "2"], {"1"}, ["2"], ["1", "2", "2"], ["doubled by the kill: 2"]),
+        (["1", "2"], {"1"}, ["2"], ["1", "1", "2"], ["doubled by the kill: 1"]),
+        (["1", "2"], {"1"}, ["3"], ["1", "2", "3"], ["in flight at the kill, and not run again: 2"]),
+        (["1", "2"], {"1"}, ["1", "2"], ["1", "2"], ["run again after the kill although it was committed: 1"]),
+        (["1"], {"1"}, [], ["1"], ["nothing was in flight when inventory was killed, so that the kill shows nothing"]),
+    ],
+)
+def test_what_a_kill_did_is_worked_out(
+    noted: list[str], committed: set[str], noted_after: list[str], answered: list[str], faults: list[str]
+) -> None:
+    found = interrupted(noted, committed, noted_after, answers(*answered)).faults()
+    assert [fault.removeprefix("1 × ") for fault in found] == faults
+
+
+async def test_the_supplier_sends_what_was_refused() -> None:
+    refused = StockRefused("c", order(1), "330", {}, (Line("1", 2, 0), Line("2", 30, 0)))
+    assert await deliver(refused) == [GoodsDelivered("330", "1", 12), GoodsDelivered("330", "2", 60)]
+
+
+# ---- the demo ----
+
+
+def test_the_demo_adds_up(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOG_", "SHOP_"))}
+    command = [sys.executable, str(SHOP / "demo.py"), "--fast", "--plain", "--folder", str(tmp_path / "demo")]
+    demo = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        printed, _ = demo.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        demo.terminate()  # it ends its processes
+        printed, _ = demo.communicate(timeout=30)
+        pytest.fail(f"the demo did not end:\n{printed}")
+    assert demo.returncode == 0, printed
+    for line in (
+        "input      1,500 real orders, and 24 of ours in 4 fraud bursts",
+        "decided    1,524, each exactly once",
+        "0 lost, 0 doubled",
+        "loyalty joined late",
+        "everlog parked redrive inventory",
+        "they add up",
+    ):
+        assert line in printed, printed
