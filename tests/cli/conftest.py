@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import queue
-import signal
-import struct
-import subprocess
 import sys
-import termios
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from everlog.cli.root import app
-
-EVERLOG = str(Path(sys.executable).parent / "everlog")
-PATIENCE_S = 30.0
-
-SHOP = """
-import asyncio
-import pathlib
-
-from everlog import App, Delivery, Event, Retry, Topic
-
-orders = Topic("shop.orders", key="customer", partitions=4)
-notes = Topic("shop.notes", key=None, partitions=4)
-
-
-@orders.event("shop.order_placed/1")
-class OrderPlaced(Event):
-    order: str
-    customer: str
-    cents: int = 0
-
-
-@notes.event("shop.note_taken/1")
-class NoteTaken(Event):
-    text: str
-
-
-billing = App("billing", delivery=Delivery(on_error={Exception: Retry(attempts=2, first_s=0.01)}))
-loyalty = App("loyalty")
-
-
-@billing.on(OrderPlaced)
-async def bill(order: OrderPlaced) -> None:
-    if order.customer == "poison" and not pathlib.Path("mended").exists():
-        raise RuntimeError("no money")
-    if order.customer == "slow":
-        print("handling", flush=True)
-        await asyncio.sleep(3_600)
-
-
-@loyalty.on(OrderPlaced)
-async def reward(order: OrderPlaced) -> None:
-    print(f"rewarded {order.order}", flush=True)
-"""
-
-Cli = Callable[..., Result]
+from tests.cli.shop import SHOP, Cli, Process, Start
 
 
 @pytest.fixture
@@ -89,75 +36,6 @@ def cli() -> Cli:
     return run
 
 
-def orders(*customers: str) -> str:
-    """Return an order of each customer as a JSON line."""
-    return "".join(f'{{"order": "{number}", "customer": "{customer}"}}\n' for number, customer in enumerate(customers, start=1))
-
-
-def publish(cli: Cli, *customers: str) -> None:
-    """Publish an order of each customer."""
-    result = cli("publish", "shop", "shop.order_placed/1", stdin=orders(*customers))
-    assert result.exit_code == 0, result.output
-
-
-class Process:
-    """`everlog` in a process of its own, whose lines can be waited for."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.popen = subprocess.Popen([EVERLOG, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.lines: list[str] = []
-        self._queue: queue.Queue[str | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self._queue.put(line.rstrip("\n"))
-        self._queue.put(None)
-
-    def wait_for(self, text: str) -> str:
-        """Return the next line that has `text` in it."""
-        end_s = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                line = self._queue.get(timeout=end_s - time.monotonic())
-            except (queue.Empty, ValueError):
-                line = None
-            assert line is not None, f"{text!r} did not come:\n" + "\n".join(self.lines)
-            self.lines.append(line)
-            if text in line:
-                return line
-
-    def send(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)
-
-    def end(self, number: signal.Signals | None = None) -> int:
-        """Send a signal, and return the exit code."""
-        if number is not None:
-            self.send(number)
-        code = self.popen.wait(PATIENCE_S)
-        self._thread.join(PATIENCE_S)
-        while (line := self._queue.get()) is not None:
-            self.lines.append(line)
-        return code
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    def close(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.kill()
-            self.popen.wait()
-        self._thread.join(PATIENCE_S)
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
-
-
-Start = Callable[..., Process]
-
-
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start `everlog` in processes of their own, which end with the test."""
@@ -170,24 +48,3 @@ def start() -> Iterator[Start]:
     yield make
     for process in processes:
         process.close()
-
-
-def on_terminal(arguments: Sequence[str], *, columns: int) -> list[str]:
-    """Return what `everlog` shows on a terminal so wide, a line each, without colours."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
-    environment.pop("COLUMNS", None)
-    process = subprocess.Popen([EVERLOG, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    shown = b""
-    try:
-        while data := os.read(master, 65_536):
-            shown += data
-    except OSError:  # EIO: the process has closed the terminal
-        pass
-    finally:
-        os.close(master)
-    process.wait(PATIENCE_S)
-    text = shown.decode().replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "").replace("\x1b[31m", "")
-    return [line.rstrip() for line in text.splitlines()]

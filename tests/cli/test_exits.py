@@ -9,7 +9,7 @@ import typer
 
 from everlog.cli import exits
 from everlog.errors import CommandRefused, FileDamaged, StartUndecided, WrongLog
-from tests.cli.conftest import Cli
+from tests.cli.shop import Cli
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,9 @@ def test_debug_shows_the_traceback_as_well(shop: Path, cli: Cli) -> None:
     assert result.stderr.splitlines()[-1].startswith("everlog: there is no log")
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--nonsense"], ["publish"], ["tail", "--limit", "none"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["status", "--nonsense"], ["publish"], ["tail", "--limit", "none"], ["--nonsense"]]
+)
 def test_wrong_usage_is_one_line_and_code_2(arguments: list[str], folder: Path, cli: Cli) -> None:
     result = cli(*arguments)
     assert result.exit_code == 2

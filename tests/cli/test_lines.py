@@ -66,7 +66,10 @@ def test_what_has_no_line_end_is_no_file_of_lines() -> None:
         (b"{}", "f:7: object missing required field customer"),
         (b'{"customer": 1}', "f:7: field customer: expected str, found int"),
         (b'{"customer": "c", "items": [{"sku": "a", "quantity": "x"}]}', "f:7: field items[0].quantity: expected int, found str"),
-        (b'{"customer": "c", "itms": []}', "f:7: field itms: 'shop.order_placed/1' has none of that name: it has customer, items"),
+        (
+            b'{"customer": "c", "itms": []}',
+            "f:7: field itms: 'shop.order_placed/1' has none of that name: it has customer, items",
+        ),
         (b'{"customer": "\xff"}', "f:7: "),
     ],
 )

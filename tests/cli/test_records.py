@@ -9,7 +9,20 @@ from everlog.position import Offset
 from everlog.record import StoredRecord
 
 RECORD = StoredRecord(
-    "shop.orders", 3, Offset(7), "id-1", "shop.order_placed/1", b'{"a": 1}', "c1", "cli", 0, 1_000_000, {"traceparent": "t"}, 0, "", -1
+    "shop.orders",
+    3,
+    Offset(7),
+    "id-1",
+    "shop.order_placed/1",
+    b'{"a": 1}',
+    "c1",
+    "cli",
+    0,
+    1_000_000,
+    {"traceparent": "t"},
+    0,
+    "",
+    -1,
 )
 
 

@@ -11,7 +11,17 @@ from everlog.cli.terminal import age, ago, counted, iso_time, printable
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0 ms"), (0.85, "850 ms"), (1, "1 s"), (59.4, "59 s"), (59.6, "1 min"), (3_599, "1 h"), (7_200, "2 h"), (86_400, "1 d"), (1e7, "116 d")],
+    [
+        (0, "0 ms"),
+        (0.85, "850 ms"),
+        (1, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3_599, "1 h"),
+        (7_200, "2 h"),
+        (86_400, "1 d"),
+        (1e7, "116 d"),
+    ],
 )
 def test_an_age_is_in_its_largest_fitting_unit(seconds: float, shown: str) -> None:
     assert age(seconds) == shown

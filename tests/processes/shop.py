@@ -17,8 +17,12 @@ from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.run import Run
 
 PARTITIONS = 8
-KEYS = [f"k{n}" for n in range(40)]
+KEYS = [f"k{n}" for n in range(200)]
 GROUPS = 3
+SHARE_EVERY = 10
+"""Every so many events write a row that all processes write."""
+PAUSE_S = 0.02
+"""A publisher's pause after each batch: what is published in a test has to be handled in it."""
 
 orders = Topic("shop.orders", key="key", partitions=PARTITIONS)
 results = Topic("shop.results", key="key", partitions=PARTITIONS)
@@ -52,13 +56,13 @@ def group_of(key: str) -> str:
 async def handle(event: Ordered, tx: Tx) -> Done:
     tx.add(totals, group_of(event.key), event.n + 1)
     mine = await tx.get(journal, event.key, [])
-    count = await tx.get(shared, group_of(event.key), 0)
+    if event.n % SHARE_EVERY == 0:
+        tx.put(shared, group_of(event.key), await tx.get(shared, group_of(event.key), 0) + 1)
     if dice.random() < 0.2:
         await asyncio.sleep(0)
     if dice.random() < 0.01:
         raise RuntimeError("dice")
     tx.put(journal, event.key, [*mine, (event.by, event.n)])
-    tx.put(shared, group_of(event.key), count + 1)
     return Done(event.key, f"{event.by}:{event.n}")
 
 
@@ -102,7 +106,7 @@ async def publish(log_url: str, name: str, seed: int, count: int) -> None:
         async def sender(number: int) -> None:
             nonlocal n
             while n < count:
-                batch = []
+                batch: list[Ordered] = []
                 for _ in range(mine.choice((1, 3, 10))):
                     # Each sender has keys of its own, so that the order of its calls is the order of the key.
                     key = mine.choice(KEYS[number::4])
@@ -110,6 +114,7 @@ async def publish(log_url: str, name: str, seed: int, count: int) -> None:
                     n += 1
                 await client.publish(*batch)
                 say(json.dumps([[event.key, event.n] for event in batch]))
+                await asyncio.sleep(PAUSE_S)
 
         await asyncio.gather(*[sender(number) for number in range(4)])
     say("done")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from tests.processes.shop import Done, Ordered, orders, results
+from tests.processes.shop import SHARE_EVERY, Done, Ordered, orders, results
 from tests.subscriptions.chaos import Outcome, Sent, faults, read_rows
 
 import everlog
@@ -55,15 +55,15 @@ class Process:
                 await self._more.wait()
         return True
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             self.child.send_signal(number)
 
     async def end(self, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; read what it said until then."""
-        self.signal(number)
+        self.send(number)
         if number is signal.SIGKILL:
-            self.signal(signal.SIGCONT)
+            self.send(signal.SIGCONT)
         code = await self.child.wait()
         await self._reading
         return code
@@ -73,7 +73,7 @@ class Yard:
     """One log, one store, and the processes on them."""
 
     def __init__(self, folder: Path, *, lease_s: float = 1.0) -> None:
-        self.folder = folder
+        self._errors = folder / "stderr.txt"
         self.lease_s = lease_s
         self.log_url = f"sqlite:{folder / 'log.db'}"
         self.store_url = f"sqlite:{folder / 'shop.db'}"
@@ -99,11 +99,11 @@ class Yard:
     async def _start(self, *arguments: str) -> Process:
         # Not `-m`: pytest's path finds `tests` by this folder, and so does the child.
         source = str(Path(everlog.__file__).parents[1])
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.processes.shop", *arguments,
-            stdout=asyncio.subprocess.PIPE, stderr=(self.folder / "stderr.txt").open("ab"), cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([source, str(ROOT)])},
-        )  # fmt: skip
+        with self._errors.open("ab") as errors:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.processes.shop", *arguments, stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([source, str(ROOT)])},
+            )  # fmt: skip
         process = Process(child)
         self.processes.append(process)
         return process
@@ -112,13 +112,13 @@ class Yard:
         """Start a worker, and by default wait until it works."""
         process = await self._start("worker", self.log_url, self.store_url, str(self.lease_s), bug)
         if wait:
-            assert await process.said(1), (self.folder / "stderr.txt").read_text()[-3_000:]
+            assert await process.said(1), self._errors.read_text()[-3_000:]
         return process
 
     async def publisher(self, name: str, seed: int, count: int) -> Process:
         """Start a publisher, and wait until it publishes."""
         process = self.publishers[name] = await self._start("publisher", self.log_url, name, str(seed), str(count))
-        assert await process.said(1), (self.folder / "stderr.txt").read_text()[-3_000:]
+        assert await process.said(1), self._errors.read_text()[-3_000:]
         return process
 
     async def owners(self) -> Mapping[int, int | None]:
@@ -155,7 +155,7 @@ class Yard:
             ]
             if done and all(done) and not status.outbox:
                 return
-            assert loop.time() - since < within_s, f"never settles: {status}\n{(self.folder / 'stderr.txt').read_text()[-3_000:]}"
+            assert loop.time() - since < within_s, f"never settles: {status}\n{(self._folder / 'stderr.txt').read_text()[-3_000:]}"
             await self.store.wait(0.1)
 
     async def records(self, topic: str) -> list[StoredRecord]:
@@ -201,4 +201,4 @@ class Yard:
             journal, cast("Any", rows["totals/1"]), cast("Any", rows["shared/1"]),
             [(one.key, one.text) for one in done], [record.id for record in emitted],
         )  # fmt: skip
-        return wrong + faults([Sent(event.by, event.key, event.n) for event in logged], found)
+        return wrong + faults([Sent(event.by, event.key, event.n) for event in logged], found, share_every=SHARE_EVERY)

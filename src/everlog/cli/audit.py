@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from everlog.cli.terminal import counted
 from everlog.codec import Chunk
 from everlog.contracts.contract import Contract
 from everlog.dedupe import Seen, Verdict
@@ -115,7 +116,7 @@ class PartitionAudit:
             if record.offset <= self._last:
                 self._audit.found(f"{place}: comes behind offset {self._last}: offsets must ascend")
             elif is_dense and record.offset != self._last + 1:  # where they are dense, they can be computed
-                self._audit.found(f"{place}: the {record.offset - self._last - 1:,} records before it are missing")
+                self._audit.found(f"{place}: missing before it: {counted(record.offset - self._last - 1, 'record')}")
             self._last = record.offset
             self._take(record, place)
 

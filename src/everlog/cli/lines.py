@@ -43,19 +43,26 @@ def batches(stream: BinaryIO, name: str) -> Iterator[Batch]:
     """
     read1 = getattr(stream, "read1", stream.read)  # read1 returns what there is; read waits for all of it
     number = read_bytes = 0
-    rest = b""
+    rest: list[bytes] = []  # the pieces of a line that has not ended yet; joined once, as a line may be long
+    rest_bytes = 0
     while data := read1(_READ_BYTES):
         read_bytes += len(data)
-        *whole, rest = (rest + data).split(b"\n")
-        if len(rest) > _LONGEST_BYTES:
-            raise EventTooLarge(f"{name}:{number + len(whole) + 1}: expected lines, found {len(rest):,} bytes without a line end")
+        if b"\n" not in data:
+            rest.append(data)
+            rest_bytes += len(data)
+            if rest_bytes > _LONGEST_BYTES:
+                raise EventTooLarge(f"{name}:{number + 1}: expected lines, found {rest_bytes:,} bytes without a line end")
+            continue
+        *whole, last = b"".join([*rest, data]).split(b"\n")
+        rest, rest_bytes = [last], len(last)
         for start in range(0, len(whole), BATCH):
-            piece = [Line(number + at, line) for at, line in enumerate(whole[start : start + BATCH], start=1) if line.strip()]
-            number += len(whole[start : start + BATCH])
-            if piece:
-                yield Batch(piece, read_bytes)
-    if rest.strip():
-        yield Batch([Line(number + 1, rest)], read_bytes)
+            piece = whole[start : start + BATCH]
+            lines = [Line(number + at, line) for at, line in enumerate(piece, start=1) if line.strip()]
+            number += len(piece)
+            if lines:
+                yield Batch(lines, read_bytes)
+    if (line := b"".join(rest)).strip():
+        yield Batch([Line(number + 1, line)], read_bytes)
 
 
 def event_of(line: Line, contract: Contract[Any], name: str) -> Any:

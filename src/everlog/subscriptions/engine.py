@@ -186,12 +186,14 @@ class Engine:
         return [partition.snapshot(finishing.get(where, set())) for where, partition in work.partitions.items()]
 
     def stop_taking(self, work: SlotWork) -> None:
-        """Take nothing more of a slot."""
+        """Take nothing more of a slot.
+
+        What waits in its lanes stays there, and is stored as unfinished: a later record of the key whose handler runs now must see that
+        it may not be committed first.
+        """
         self._register_active()
         work.is_open = False
         self._feed.shut(work)
-        for lane in self._lanes.of(work):
-            lane.pending.clear()  # they are open, so they are stored as unfinished
 
     def finished(self, run: Run, offset: Offset) -> None:
         """Note that a record is finished for good."""
@@ -368,8 +370,6 @@ class Engine:
         if outcome is Outcome.FENCED or not pending.work.is_ours:
             self.lose_slot(pending.work)
             return
-        if not pending.work.is_open:
-            return  # it stays unfinished, and the next owner runs it
         self._register_active()
         lane = self._lanes.lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
         error = TxRefused("an addition found no number in its row") if outcome is Outcome.REFUSED else None
