@@ -97,16 +97,15 @@ def write(report: Report, path: Path) -> None:
 def show(report: Report, console: Console) -> None:
     """Print the report as a table."""
     title = "Ours beside the reference: the median of pairs taken side by side"
-    table = Table(title=title, caption=_caption(report), box=SIMPLE_HEAD, show_edge=False)
+    table = Table(title=title, caption=_caption(report), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("benchmark", no_wrap=True)
-    for heading in ("ours", "reference", "unit", "ratio", "spread", "target"):
+    for heading in ("ours", "reference", "ratio", "spread", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
-            row.name,
+            f"{row.name}, {row.unit}",
             f"{row.ours:,.0f}",
             f"{row.reference:,.0f}",
-            row.unit,
             f"{row.ratio:.2f}",
             f"{row.ratio_min:.2f}–{row.ratio_max:.2f}",
             _target(row),

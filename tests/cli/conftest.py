@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.shop import SHOP, Cli, Process, Start
 from typer.testing import CliRunner, Result
 
 from everlog.cli.root import app
-from tests.cli.shop import SHOP, Cli, Process, Start
 
 
 @pytest.fixture

@@ -139,9 +139,6 @@ class Process:
 
 
 Start = Callable[..., Process]
-
-
-Start = Callable[..., Process]
 """Starts `everlog` in a process of its own."""
 
 

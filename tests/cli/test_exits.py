@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.cli.shop import Cli
 
 from everlog.cli import exits
 from everlog.errors import CommandRefused, FileDamaged, StartUndecided, WrongLog
-from tests.cli.shop import Cli
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,6 @@ def test_the_version_is_the_packages(folder: Path, cli: Cli) -> None:
 
 def test_a_place_is_the_users_own_line(tmp_path: Path) -> None:
     code = compile("\n\nraise ValueError('x')", str(tmp_path / "theirs.py"), "exec")
-    try:
-        exec(code, {})  # noqa: S102 a file of the user's
-    except ValueError as error:
-        assert exits.place_of(error).endswith("theirs.py:3)")
+    with pytest.raises(ValueError, match="x") as raised:
+        exec(code, {})
+    assert exits.place_of(raised.value).endswith("theirs.py:3)")

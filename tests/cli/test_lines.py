@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from everlog import Event, Topic
 from everlog.cli.lines import Line, batches, event_of
-from everlog.contracts.contract import Contract
 from everlog.errors import EventRefused, EventTooLarge
 
 topic = Topic("shop.orders", key="customer")
@@ -30,7 +28,7 @@ class OrderPlaced(Event):
     items: tuple[Item, ...] = ()
 
 
-contract = cast("Contract[Any]", topic.contracts["shop.order_placed/1"])
+contract = topic.contracts["shop.order_placed/1"]
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line), max_size=30), st.booleans())
@@ -48,7 +46,7 @@ def test_a_batch_has_at_most_a_thousand_lines() -> None:
 
 def test_a_line_of_a_slow_pipe_does_not_wait_for_others() -> None:
     reading, writing = os.pipe()
-    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as pipe:
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as pipe:
         pipe.write(b"1\n2\n")
         assert [line.data for line in next(batches(stream, "f")).lines] == [b"1", b"2"]
 

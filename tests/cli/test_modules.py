@@ -74,7 +74,7 @@ def test_a_name_that_two_topics_give_is_refused(shop: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_closest() -> None:
-    with pytest.raises(CommandRefused, match="did you mean shop.order_placed/1"):
+    with pytest.raises(CommandRefused, match=r"did you mean shop\.order_placed/1"):
         chosen("shop.order_plced", ["shop.order_placed/1", "x/1"], what="event type", where="shop")
     with pytest.raises(CommandRefused, match="it has x/1"):
         chosen("quite different", ["x/1"], what="event type", where="shop")

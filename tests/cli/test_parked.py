@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.cli.shop import Cli, Process, Start, on_terminal, publish
 
 

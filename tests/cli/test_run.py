@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.cli.shop import Cli, Start, publish
 
 from everlog.cli.run import standing
 from everlog.position import Offset, TopicPartition
 from everlog.store import Progress, SubscriptionStatus
-from tests.cli.shop import Cli, Start, publish
 
 
 def test_it_prints_where_log_and_store_are_and_where_each_subscription_stands(shop: Path, start: Start) -> None:

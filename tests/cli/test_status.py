@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from tests.cli.shop import Cli, Start, on_terminal, publish
 
 

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.cli.shop import EVERLOG, PATIENCE_S, Cli, Start, on_terminal, publish
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import apsw
 import pytest
+from tests.cli.shop import Cli, on_terminal, publish
 
 from everlog.cli import verify as verify_module
-from tests.cli.shop import Cli, on_terminal, publish
 
 
 def test_a_log_as_it_should_be_ends_with_0(shop: Path, cli: Cli) -> None:

@@ -150,7 +150,7 @@ def _pretty(data: bytes) -> str:
 def redrive(
     app: AppName,
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="The key; leave it out with --all.", show_default=False)
+        str | None, typer.Argument(metavar="KEY", help="The key; leave it out with --all.", show_default=False)
     ] = None,
     is_all: Annotated[bool, typer.Option("--all", help="Every parked key.")] = False,
     subscription: Subscription = None,

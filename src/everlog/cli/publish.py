@@ -40,7 +40,7 @@ def publish(  # noqa: PLR0913 one per flag
         str, typer.Argument(metavar="TYPE", help="The type on the wire: shop.order_placed/1.", show_default=False)
     ],
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", help="A file with a JSON object per line; - is stdin.", show_default=False)
+        str, typer.Argument(metavar="FILE", help="A file with a JSON object per line; - is stdin.", show_default=False)
     ] = "-",
     data: Annotated[
         str | None, typer.Option("--data", metavar="JSON", help="One event, instead of a file.", show_default=False)

@@ -26,7 +26,7 @@ SWITCH_INTERVAL_S: Final = 50e-6
 def run(  # noqa: PLR0913 one per flag
     apps: Annotated[
         list[str],
-        typer.Argument(metavar="MODULE[:APP]…", help="Apps; MODULE alone where it has exactly one.", show_default=False),
+        typer.Argument(metavar="MODULE[:APP]", help="Apps; MODULE alone where it has exactly one.", show_default=False),
     ],
     log_url: LogUrl = None,
     store_url: StoreUrl = None,
@@ -46,7 +46,8 @@ def run(  # noqa: PLR0913 one per flag
         bool, typer.Option("--accept-new-store", help="Start with an empty store: everything is handled again.")
     ] = False,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="What is logged to stderr.")
+        Literal["debug", "info", "warning", "error"],
+        typer.Option("--log-level", metavar="LEVEL", help="Logged to stderr: debug, info, warning or error."),
     ] = "info",
 ) -> None:
     """Run apps in this process until SIGTERM or SIGINT; the second signal ends it at once."""

@@ -27,7 +27,7 @@ from everlog.settings import Settings
 
 def tail(  # noqa: PLR0913 one per flag
     module: Annotated[
-        str | None, typer.Argument(metavar="[MODULE]", help="Only topics that this module declares.", show_default=False)
+        str | None, typer.Argument(metavar="MODULE", help="Only topics that this module declares.", show_default=False)
     ] = None,
     types: Annotated[
         list[str] | None, typer.Option("--type", metavar="TYPE", help="Only this type; repeatable.", show_default=False)

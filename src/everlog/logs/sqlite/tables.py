@@ -1,0 +1,52 @@
+"""The tables of a log file.
+
+    topic     id · name · spec                        producer  name · topic · part → numbers seen, hash of its newest batch
+    part      topic · part → next, first, gone        chunk     id (commit number << 20 | place) · topic · part · first · last · logged_at · body
+
+Only `chunk` knows a chunk's bounds, so that small ones can be merged later.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from everlog.drivers.sqlite.connection import Kind
+from everlog.drivers.sqlite.database import HEAD_TABLE
+
+PLACE_BITS: Final = 20
+"""A chunk's id is its commit number, shifted by these, and its place in the commit: ids are in the order of commits."""
+
+LOG: Final = Kind(
+    "log",
+    application_id=0x45564C47,  # "EVLG"
+    version=1,
+    tables=HEAD_TABLE
+    + """;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO meta VALUES ('identity', randomblob(16));
+    CREATE TABLE log_time (last_us INTEGER NOT NULL) STRICT;
+    INSERT INTO log_time VALUES (0);
+    CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, spec BLOB NOT NULL) STRICT;
+    CREATE TABLE part (
+        topic INTEGER NOT NULL, part INTEGER NOT NULL,
+        next_offset INTEGER NOT NULL, first_offset INTEGER NOT NULL, gone_through_us INTEGER NOT NULL,
+        PRIMARY KEY (topic, part)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE chunk (
+        id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, part INTEGER NOT NULL,
+        first INTEGER NOT NULL, last INTEGER NOT NULL, logged_at_us INTEGER NOT NULL, body BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX chunk_place ON chunk (topic, part, last);
+    CREATE TABLE producer (
+        name TEXT NOT NULL, topic INTEGER NOT NULL, part INTEGER NOT NULL, highest INTEGER NOT NULL, missing BLOB NOT NULL,
+        newest_first INTEGER NOT NULL, newest_count INTEGER NOT NULL, newest_content BLOB NOT NULL,
+        named INTEGER NOT NULL, seen_us INTEGER NOT NULL,
+        PRIMARY KEY (name, topic, part)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE idempotent (
+        topic INTEGER NOT NULL, source TEXT NOT NULL, key TEXT NOT NULL,
+        hash BLOB NOT NULL, part INTEGER NOT NULL, "offset" INTEGER NOT NULL, at_us INTEGER NOT NULL,
+        PRIMARY KEY (topic, source, key)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)

@@ -1,0 +1,233 @@
+"""What a log's writer thread does: rule each append, put what is queued together into one chunk per partition, of any producers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import apsw
+import msgspec
+
+from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
+from everlog.clock import Clock
+from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, ProducerRun, encode_chunk, split
+from everlog.dedupe import Seen
+from everlog.drivers.sqlite.database import Group
+from everlog.drivers.sqlite.rows import rows_of
+from everlog.errors import EverlogError, TopicMissing
+from everlog.log import Appended, ProducerBatch, Status, TopicSpec
+from everlog.logs.sqlite.tables import PLACE_BITS
+from everlog.position import Offset
+from everlog.record import MAX_DATA_BYTES, NewRecord
+from everlog.topics import merged
+
+_SESSION_IDLE_US: Final = 7 * 86_400 * 1_000_000
+_SWEEP_EVERY_US: Final = 3_600 * 1_000_000
+_REMEMBERED_PRODUCERS: Final = 50_000
+_NO_RANGES: Final = msgspec.msgpack.encode([])
+_ranges: Final = msgspec.msgpack.Decoder(list[tuple[int, int]])
+_specs: Final = msgspec.json.Decoder(TopicSpec)
+
+
+class Append(NamedTuple):
+    """One call of `append`."""
+
+    topic: str
+    records: Sequence[NewRecord]
+    producer: ProducerBatch | None
+
+
+class _Topic(NamedTuple):
+    id: int
+    spec: TopicSpec
+
+
+class _Tail:
+    """A partition's records that the group has added, on their way into chunks."""
+
+    __slots__ = ("base", "records", "runs")
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.records: list[NewRecord] = []
+        self.runs: list[ProducerRun] = []
+
+
+class Writer:
+    """What the writer thread remembers of the file, valid while no other process commits."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._topics: dict[str, _Topic] = {}
+        self._next: dict[tuple[int, int], int] = {}
+        self._numberings: dict[tuple[str, int, int], Numbering] = {}
+        self._last_us = 0
+        self._swept_us = 0
+
+    def apply(self, group: Group, jobs: Sequence[Append | TopicSpec]) -> Sequence[Appended | Exception | None]:
+        """Apply one group: topics at once, records as one chunk per partition at the end."""
+        connection = group.connection
+        if not group.alone or len(self._numberings) > _REMEMBERED_PRODUCERS:
+            self._topics.clear()
+            self._next.clear()
+            self._numberings.clear()
+            ((self._last_us,),) = rows_of(connection, "SELECT last_us FROM log_time")
+        self._last_us = max(self._last_us, self._clock.wall_us())
+        tails: dict[tuple[int, int], _Tail] = {}
+        touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
+        results: list[Appended | Exception | None] = []
+        for job in jobs:
+            try:
+                if isinstance(job, TopicSpec):
+                    self._ensure(connection, job)
+                    results.append(None)
+                else:
+                    results.append(self._append(connection, job, tails, touched))
+            except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
+                results.append(refusal)
+        self._write_chunks(group, tails)
+        self._write_producers(connection, touched)
+        return results
+
+    def _topic(self, connection: apsw.Connection, name: str) -> _Topic | None:
+        topic = self._topics.get(name)
+        if topic is None:
+            found = rows_of(connection, "SELECT id, spec FROM topic WHERE name = ?", (name,))
+            if not found:
+                return None
+            topic = self._topics[name] = _Topic(found[0][0], _specs.decode(found[0][1]))
+        return topic
+
+    def _ensure(self, connection: apsw.Connection, declared: TopicSpec) -> None:
+        topic = self._topic(connection, declared.name)
+        if topic is None:
+            connection.execute("INSERT INTO topic (name, spec) VALUES (?, ?)", (declared.name, msgspec.json.encode(declared)))
+            number = connection.last_insert_rowid()
+            parts = [(number, part) for part in range(declared.partitions)]
+            connection.executemany("INSERT INTO part VALUES (?, ?, 0, 0, 0)", parts)
+            return
+        spec = merged(topic.spec, declared)
+        if spec is not topic.spec:
+            connection.execute("UPDATE topic SET spec = ? WHERE id = ?", (msgspec.json.encode(spec), topic.id))
+            self._topics[declared.name] = _Topic(topic.id, spec)
+
+    def _append(
+        self,
+        connection: apsw.Connection,
+        job: Append,
+        tails: dict[tuple[int, int], _Tail],
+        touched: dict[tuple[str, int, int], bool],
+    ) -> Appended:
+        topic = self._topic(connection, job.topic)
+        if topic is None:
+            raise TopicMissing(job.topic)
+        name = job.producer.name if job.producer else ""
+        ruled: list[tuple[Part, Numbering | None, Ruling]] = []
+        for part in parts_of(topic.spec, job.records, job.producer):  # all are ruled before one is taken
+            numbering = self._numbering(connection, name, topic.id, part.partition) if name else None
+            ruled.append(
+                (part, numbering, rule(part, numbering, topic=job.topic, producer=name, max_record_bytes=MAX_DATA_BYTES))
+            )
+        count = len(job.records)
+        statuses = [Status.DUPLICATE] * count
+        offsets: list[Offset | None] = [None] * count
+        errors: list[EverlogError | None] = []
+        for part, numbering, ruling in ruled:
+            if ruling.error is not None:
+                errors = errors or [None] * count
+                for index in part.indices:
+                    statuses[index], errors[index] = ruling.status, ruling.error
+            if not ruling.store:
+                continue
+            if numbering is not None and job.producer is not None:
+                numbering.take(part, ruling)
+                touched[name, topic.id, part.partition] = job.producer.named
+            place = (topic.id, part.partition)
+            tail = tails.get(place)
+            if tail is None:
+                tail = tails[place] = _Tail(self._next_offset(connection, place))
+            offset = tail.base + len(tail.records)
+            tail.runs.extend(runs_of(part, ruling.store, name))
+            for at in ruling.store:
+                tail.records.append(part.records[at])
+                index = part.indices[at]
+                statuses[index], offsets[index] = Status.STORED, Offset(offset)
+                offset += 1
+        return Appended(statuses, offsets, errors)
+
+    def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
+        known = self._numberings.get((name, topic, part))
+        if known is None:
+            found = rows_of(
+                connection,
+                "SELECT highest, missing, newest_first, newest_count, newest_content FROM producer "
+                "WHERE name = ? AND topic = ? AND part = ?",
+                (name, topic, part),
+            )
+            known = Numbering()
+            for highest, missing, first, count, content in found:
+                known = Numbering(Seen(highest, _ranges.decode(missing)), first, count, content)
+            self._numberings[name, topic, part] = known
+        return known
+
+    def _next_offset(self, connection: apsw.Connection, place: tuple[int, int]) -> int:
+        known = self._next.get(place)
+        if known is None:
+            ((known,),) = rows_of(connection, "SELECT next_offset FROM part WHERE topic = ? AND part = ?", place)
+            self._next[place] = known
+        return known
+
+    def _write_chunks(self, group: Group, tails: Mapping[tuple[int, int], _Tail]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        for (topic, part), tail in tails.items():
+            for start, stop, records, runs in _pieces(tail):
+                body = encode_chunk(records, runs, self._last_us)
+                first, last = tail.base + start, tail.base + stop - 1
+                rows.append((group.number << PLACE_BITS | len(rows), topic, part, first, last, self._last_us, body))
+            self._next[topic, part] = tail.base + len(tail.records)
+        if rows:
+            group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            nexts = [(self._next[place], *place) for place in tails]
+            group.connection.executemany("UPDATE part SET next_offset = ? WHERE topic = ? AND part = ?", nexts)
+            group.connection.execute("UPDATE log_time SET last_us = ?", (self._last_us,))
+
+    def _write_producers(self, connection: apsw.Connection, touched: Mapping[tuple[str, int, int], bool]) -> None:
+        if not touched:
+            return
+        now_us = self._clock.wall_us()
+        rows: list[tuple[Any, ...]] = []
+        for place, named in touched.items():
+            known = self._numberings[place]
+            missing = msgspec.msgpack.encode(known.seen.missing) if known.seen.missing else _NO_RANGES
+            newest = (known.newest_first, known.newest_count, known.newest_content)
+            rows.append((*place, known.seen.highest, missing, *newest, named, now_us))
+        connection.executemany(
+            "INSERT INTO producer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET highest = excluded.highest, "
+            "missing = excluded.missing, newest_first = excluded.newest_first, newest_count = excluded.newest_count, "
+            "newest_content = excluded.newest_content, named = max(named, excluded.named), seen_us = excluded.seen_us",
+            rows,
+        )
+        if now_us - self._swept_us > _SWEEP_EVERY_US:
+            self._swept_us = now_us
+            connection.execute("DELETE FROM producer WHERE NOT named AND seen_us < ?", (now_us - _SESSION_IDLE_US,))
+            self._numberings.clear()
+
+
+def _pieces(tail: _Tail) -> Iterator[tuple[int, int, Sequence[NewRecord], Sequence[ProducerRun]]]:
+    """Yield the chunks that a tail becomes: start, stop, records, and the producers' runs cut to fit."""
+    sizes = [len(record.data) for record in tail.records]
+    if len(sizes) <= MAX_CHUNK_RECORDS and sum(sizes) <= MAX_CHUNK_BYTES:
+        yield 0, len(sizes), tail.records, tail.runs
+        return
+    for start, stop in split(sizes):
+        yield start, stop, tail.records[start:stop], list(_cut(tail.runs, start, stop))
+
+
+def _cut(runs: Sequence[ProducerRun], start: int, stop: int) -> Iterator[ProducerRun]:
+    """Yield the parts of `runs` that cover the places from `start` up to, but without, `stop`."""
+    at = 0
+    for name, first, count in runs:
+        low, high = max(at, start), min(at + count, stop)
+        if low < high:
+            yield ProducerRun(name, first + low - at if name else -1, high - low)
+        at += count
