@@ -100,7 +100,7 @@ stock      {len(pieces):,} shelves: {opening:,} pieces at the opening + {sum(cam
            {len(evidence.stock) - len(pieces):,} shelves of goods that are not sold by piece
 act 1      inventory killed with {len(after.in_flight)} in flight, {len(after.run_again)} run again, {len(after.lost)} lost, {len(after.doubled)} doubled
 act 2      one customer waited for an article; {flowed:,} orders of others were decided meanwhile
-act 3      loyalty joined late: {joined}
+act 3      loyalty joined late and caught up: {joined}
 fraud      {len(caught)} of {len(bursts)} bursts noticed
 notify     {len(evidence.mails):,} mails, one for each decision
 forecast   most is asked for at {hour}:00 in {department}: {expected(demand):.0f} lines tomorrow

@@ -164,7 +164,8 @@ class Demo:
                 )
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 1.0)
+                async with asyncio.timeout(1.0):  # to see that a process has ended
+                    await self._changed.wait()
 
     def start(self, name: str) -> None:
         self.started_us[name] = time.time_ns() // 1000
@@ -272,8 +273,8 @@ class Demo:
         self.start("loyalty")
         self.view.say("loyalty was written today: it begins with the first order")
         await self.until(lambda: not self.is_behind("loyalty", LEVEL_S * self.plan.speed), "loyalty to catch up")
-        level = f"{_handled(self.lags['loyalty']):,} facts behind it after {time.monotonic() - began_s:.1f} s, start included"
-        self.view.say(f"loyalty is level, with {level}")
+        level = f"{_handled(self.lags['loyalty']):,} facts in {time.monotonic() - began_s:.1f} s"
+        self.view.say(f"loyalty is level: {level}, its start included")
         return level
 
     async def close_shop(self) -> None:

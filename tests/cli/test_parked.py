@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.cli.shop import Cli, Process, Start, on_terminal, publish
+
+from everlog.cli.parked import listed_table
 
 
 @pytest.fixture
@@ -137,3 +141,16 @@ def test_a_key_is_a_line_on_the_terminal(parked: Process, columns: int) -> None:
     assert len(shown) == 2
     assert shown[0].split() == ["subscription", "key", "state", "events", "attempts", "error"]
     assert max(map(len, shown)) <= columns
+
+
+@pytest.mark.parametrize("key", ["c1", "0f8fad5b-d9cb-469f-a165-70867728950e", "k" * 200])
+def test_the_list_fits_a_terminal_whatever_the_keys(key: str) -> None:
+    rows = [("inventory", key, "blocked, next in 411 ms", "1,032", "12", "RuntimeError: " + "something went wrong " * 9)]
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(listed_table(rows, 80))
+    lines = captured.get().splitlines()
+    assert lines[0].split() == ["subscription", "key", "state", "events", "attempts", "error"]
+    assert max(map(len, lines)) <= 80
+    assert "…" in lines[1]
+    assert key == "".join([line[14:].split("  ")[0].strip() for line in lines[1:]])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from tests.cli.shop import Cli, Start, on_terminal, orders
+from tests.cli.shop import EVERLOG, PATIENCE_S, Cli, Start, on_terminal, orders
 
 TYPE = "shop.order_placed/1"
 
@@ -52,6 +53,21 @@ def test_a_bad_line_of_a_pipe_says_how_much_was_published_before(shop: Path, cli
     count = len(stored(cli))
     assert count >= 4_000
     assert f"({count:,} events published before that)" in result.stderr
+
+
+def test_ctrl_c_reaches_it_while_it_waits_for_a_pipe(shop: Path, cli: Cli) -> None:
+    process = subprocess.Popen(
+        [EVERLOG, "publish", "shop", TYPE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(orders("ada").encode())
+    process.stdin.flush()
+    while cli("topics").exit_code != 0 or not stored(cli):
+        pass  # it publishes a line as soon as it has it
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert said == b"everlog: interrupted: 1 event published before that\n"
 
 
 def test_a_repeated_run_under_a_producers_name_stores_nothing_twice(shop: Path, cli: Cli) -> None:

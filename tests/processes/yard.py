@@ -155,7 +155,7 @@ class Yard:
             ]
             if done and all(done) and not status.outbox:
                 return
-            assert loop.time() - since < within_s, f"never settles: {status}\n{(self._folder / 'stderr.txt').read_text()[-3_000:]}"
+            assert loop.time() - since < within_s, f"never settles: {status}\n{self._errors.read_text()[-3_000:]}"
             await self.store.wait(0.1)
 
     async def records(self, topic: str) -> list[StoredRecord]:

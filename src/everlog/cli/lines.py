@@ -12,7 +12,8 @@ from everlog.contracts.contract import Contract
 from everlog.errors import EventRefused, EventTooLarge
 
 BATCH: Final = 1_000
-_READ_BYTES: Final = 1 << 16
+_READ_BYTES: Final = 1 << 20
+"""Most that is taken at once: a file gives so much, and thus full batches; a pipe gives what it holds."""
 _LONGEST_BYTES: Final = 16 << 20
 """No event may have more than 1 MB of JSON; what is longer than this without a line end is no file of lines."""
 

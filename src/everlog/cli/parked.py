@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
+from rich.cells import cell_len
 from rich.table import Table
 
 from everlog.cli import asking
@@ -19,6 +20,9 @@ from everlog.cli.terminal import age, ago, counted, iso_time, print_json, printa
 from everlog.clock import SystemClock
 from everlog.errors import CommandRefused
 from everlog.store import Cause, ParkedKey
+
+_ERROR_COLUMNS: Final = 16
+"""So much of an error is shown in any case."""
 
 app = typer.Typer(no_args_is_help=True, help="Look at keys that failed, try them again, or skip their first event.")
 
@@ -47,20 +51,37 @@ def list_(app: AppName, subscription: Subscription = None, store_url: StoreUrl =
     if not found:
         console.print(f"app {app!r} holds nothing back")
         return
-    made = table("subscription", "key", "state", "events", "attempts", "error", right=("events", "attempts"))
-    made.columns[2].no_wrap = True
-    made.columns[5].overflow, made.columns[5].no_wrap, made.columns[5].min_width = "ellipsis", True, 16
-    for key in found:
-        first = key.first
-        made.add_row(
+    rows = [
+        (
             key.subscription,
             printable(key.key),
             _state(key, now_us),
             f"{key.records:,}",
-            str(first.attempts),
-            printable(first.error),
+            str(key.first.attempts),
+            printable(key.first.error),
         )
-    console.print(made)
+        for key in found
+    ]
+    console.print(listed_table(rows, console.width))
+
+
+def listed_table(rows: Sequence[tuple[str, ...]], width: int) -> Table:
+    """Return the table of keys: a line each, the error cut to what is left. Only where nothing is left, long keys are folded."""
+    made = table("subscription", "key", "state", "events", "attempts", "error", right=("events", "attempts"))
+    for row in rows:
+        made.add_row(*row)
+    *others, error = made.columns
+    taken = sum(
+        [
+            max(map(cell_len, (str(column.header), *texts))) + 2
+            for column, texts in zip(others, zip(*rows, strict=True), strict=False)
+        ]
+    )
+    for column in made.columns:
+        column.no_wrap = column.header != "key"
+    error.overflow = "ellipsis"
+    error.max_width = max(_ERROR_COLUMNS, width - taken)
+    return made
 
 
 def _state(key: ParkedKey, now_us: int) -> str:

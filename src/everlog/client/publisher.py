@@ -50,28 +50,32 @@ class Publisher:
         self.named = named
         self.clock = clock
         self._flows: dict[str, _Flow] = {}
-        self._opened: dict[str, asyncio.Future[None]] = {}
+        self._opened: dict[tuple[str, int], asyncio.Future[None]] = {}  # a topic gets new types when more modules are imported
 
     async def open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
         """Make a topic ready to be sent to, once: create it, and learn a named producer's last numbers."""
-        opened = self._opened.get(topic.name)
+        place = (topic.name, len(topic.contracts))
+        opened = self._opened.get(place)
         if opened is None:
-            opened = self._opened[topic.name] = asyncio.ensure_future(self._open(topic, ensure))
+            opened = self._opened[place] = asyncio.ensure_future(self._open(topic, ensure))
         try:
             await asyncio.shield(opened)
         except EverlogError:
-            self._opened.pop(topic.name, None)  # another call may succeed
+            self._opened.pop(place, None)  # another call may succeed
             raise
 
     async def _open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
         if ensure is not None:
             await ensure()
+        if topic.name in self._flows:
+            return
         last: Mapping[int, int] = await self.log.last_sequence(self.name, topic.name) if self.named else {}
         self._flows[topic.name] = _Flow({partition: number + 1 for partition, number in last.items()})
 
     def is_open(self, topic: Topic) -> bool:
         """Tell whether `open` has ended for a topic."""
-        return topic.name in self._flows
+        opened = self._opened.get((topic.name, len(topic.contracts)))
+        return opened is not None and opened.done() and opened.exception() is None
 
     async def send(self, addressed: Sequence[Addressed], *, timeout_s: float) -> Published:
         """Append records under the next numbers and wait until all are stored.

@@ -23,13 +23,13 @@ class Outlets:
     def __init__(self, log: Log, *, create_topics: bool) -> None:
         self._log = log
         self._create_topics = create_topics
-        self._known: set[str] = set()
+        self._known: set[tuple[str, int]] = set()  # a topic gets new types when more modules are imported
 
     def missing(self, tx: Tx[Any] | None, result: object) -> Sequence[Topic]:
         """Return the topics of what a handler publishes that are not known yet."""
         events: list[object] = [event for out in tx.outgoing for event in out.events] if tx is not None else []
         events.extend(cast("Sequence[object]", result) if isinstance(result, list | tuple) else (result,))
-        return [topic for topic in _topics(events) if topic.name not in self._known]
+        return [topic for topic in _topics(events) if _place(topic) not in self._known]
 
     async def open(self, topics: Iterable[Topic]) -> None:
         """Make sure that the log has these topics.
@@ -43,7 +43,11 @@ class Outlets:
                 await self._log.ensure_topic(topic.spec())
             elif all(spec.name != topic.name for spec in await self._log.topics()):
                 raise TopicMissing(topic.name)
-            self._known.add(topic.name)
+            self._known.add(_place(topic))
+
+
+def _place(topic: Topic) -> tuple[str, int]:
+    return topic.name, len(topic.contracts)
 
 
 def _topics(events: Sequence[object]) -> Iterable[Topic]:

@@ -293,12 +293,16 @@ class Database(Generic[J, R]):
         """Apply one group in one transaction, and tell every job's future."""
         jobs = [job for job, _ in group]
         results: Sequence[R | BaseException]
-        if self._lock is None:
-            results = self._commit_file(jobs)
-        else:
-            with self._lock:
-                results = self._transaction(jobs)
-            self.bell.ring(self._last_number)
+        try:
+            if self._lock is None:
+                results = self._commit_file(jobs)
+            else:
+                with self._lock:
+                    results = self._transaction(jobs)
+                self.bell.ring(self._last_number)
+        except OSError as error:  # of the turn's file: the thread lives on, and nobody waits for ever
+            self._suspect = True
+            results = [OutcomeUnknown(str(error))] * len(jobs)
         self._tell(_settle, [(future, result) for (_, future), result in zip(group, results, strict=True) if future is not None])
 
     def _commit_file(self, jobs: Sequence[J]) -> Sequence[R | BaseException]:
@@ -313,7 +317,8 @@ class Database(Generic[J, R]):
                     return [NothingStored(str(error))] * len(jobs)
             results = self._transaction(jobs)
             if self._last_number >= 0:
-                self.bell.ring(self._last_number)
+                with contextlib.suppress(OSError):  # it is committed; who waits looks again by itself
+                    self.bell.ring(self._last_number)
             return results
         finally:
             self._turn.give(in_order=not self._suspect)
