@@ -18,7 +18,7 @@ from everlog import App, Delivery, Tx
 
 
 class PostOffice:
-    """Sends a text once per idempotency key."""
+    """Sends a text once per idempotency key, as long as one process uses the file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b", buffering=0)

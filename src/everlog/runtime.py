@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,7 @@ from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
 from everlog.errors import EverlogError, LeaseLost
 from everlog.log import Log
+from everlog.position import Offset
 from everlog.settings import Settings, open_log, open_store, resolve, shown
 from everlog.store import Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.committer import Committer
@@ -46,6 +47,8 @@ class Ready(NamedTuple):
     log_url: str
     store_url: str
     status: StoreStatus
+    waiting: Mapping[str, int]
+    """How many events wait for each subscription."""
 
 
 class AppRuntime:
@@ -80,7 +83,7 @@ class AppRuntime:
         """
         async with AsyncExitStack() as stack:
             self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
-            stack.push_async_callback(self.store.aclose)
+            stack.push_async_callback(_within, self._settings.grace_s, self.store.aclose)
             status = await self._prepare()
             resources: object = None
             if self._declaration.lifespan is not None:
@@ -90,7 +93,10 @@ class AppRuntime:
             stack.push_async_callback(_cancelled, tasks)
             if on_ready is not None:
                 url = shown(resolve(self._settings.store_url, app=self._declaration.name))
-                on_ready(Ready(self._declaration.name, shown(resolve(self._settings.log_url)), url, await self.store.status()))
+                now = await self.store.status()
+                on_ready(
+                    Ready(self._declaration.name, shown(resolve(self._settings.log_url)), url, now, await self._waiting(now))
+                )
             stopping = asyncio.create_task(stop.wait())
             try:
                 await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +128,18 @@ class AppRuntime:
         for subscription in declaration.subscriptions:
             await begin(log, store, subscription, stored.get(subscription.name))
         return await store.status()
+
+    async def _waiting(self, status: StoreStatus) -> Mapping[str, int]:
+        """Return how many events lie behind the progress of each subscription."""
+        waiting: dict[str, int] = {}
+        for subscription in status.subscriptions:
+            by_topic: dict[str, dict[int, Offset]] = {}
+            for progress in subscription.progress:
+                by_topic.setdefault(progress.where.topic, {})[progress.where.partition] = progress.through
+            backlogs = [await self._log.backlog(topic, offsets) for topic, offsets in by_topic.items()]
+            unfinished = sum(len(progress.unfinished) for progress in subscription.progress)
+            waiting[subscription.name] = unfinished + sum(backlog.count for backlog in backlogs)
+        return waiting
 
     async def _build(self, resources: object, status: StoreStatus) -> None:
         declaration, store, clock = self._declaration, self.store, self._clock
@@ -274,7 +292,16 @@ async def run_apps(
                 if isinstance(result, BaseException):
                     raise result
         finally:
-            await log.aclose()
+            await _within(settings.grace_s, log.aclose)
+
+
+async def _within(seconds: float, close: Callable[[], Awaitable[None]]) -> None:
+    """Close something, but do not wait for ever: a stopped process may hold the file's turn."""
+    try:
+        async with asyncio.timeout(seconds):
+            await close()
+    except TimeoutError:
+        _logger.warning("a file could not be closed within %g s: another process holds it. What is committed is safe", seconds)
 
 
 @contextlib.contextmanager

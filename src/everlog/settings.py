@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Settings:
     accept_new_store: bool = False
 
     def __post_init__(self) -> None:
-        if self.lease_s <= 0 or self.grace_s < 0:
+        if not (0 < self.lease_s < math.inf and 0 <= self.grace_s < math.inf):
             raise StartRefused(f"expected lease_s above 0 and grace_s of at least 0, found {self.lease_s} and {self.grace_s}")
         if self.new_types not in ("refuse", "now"):
             raise StartRefused(f"expected new_types to be 'refuse' or 'now', found {self.new_types!r}")

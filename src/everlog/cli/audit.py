@@ -42,6 +42,7 @@ class Audit:
         self.unknown: dict[str, int] = {}
         """Types without a contract → how many events."""
         self.ids_checked = True
+        self.stores: list[str] = []
         """Whether ids could be compared: not where there are too many."""
         self._contracts = contracts
         self._has_log_time = has_log_time

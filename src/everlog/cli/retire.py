@@ -8,20 +8,24 @@ from typing import Annotated
 import typer
 
 from everlog.cli.modules import chosen
-from everlog.cli.options import StoreUrl, Yes, existing_store, settings_from
+from everlog.cli.options import LogUrl, StoreUrl, Yes, existing_store, settings_from
 from everlog.cli.terminal import counted, screen
+from everlog.clock import SystemClock
+from everlog.runtime import opened_log
 from everlog.settings import Settings
 from everlog.store import SubscriptionStatus
+from everlog.subscriptions.report import publish_retired
 
 
 def retire(
     app: Annotated[str, typer.Argument(metavar="APP", help="The app's name.", show_default=False)],
     subscription: Annotated[str, typer.Argument(metavar="SUBSCRIPTION", help="Its stored name.", show_default=False)],
+    log_url: LogUrl = None,
     store_url: StoreUrl = None,
     is_sure: Yes = False,
 ) -> None:
     """Forget a subscription: its progress, its state, its held events. Its workers must be stopped."""
-    settings = settings_from(store_url=store_url)
+    settings = settings_from(log_url=log_url, store_url=store_url)
     stored = asyncio.run(_stored(settings, app, subscription))
     if not is_sure:
         held = f" and {counted(stored.held_records, 'held event')}" if stored.held_records else ""
@@ -39,5 +43,7 @@ async def _stored(settings: Settings, app: str, subscription: str) -> Subscripti
 
 
 async def _retire(settings: Settings, app: str, subscription: str) -> None:
-    async with existing_store(settings, app) as store:
+    clock = SystemClock()
+    async with existing_store(settings, app) as store, opened_log(settings, clock) as log:
         await store.retire(subscription)
+        await publish_retired(log, app, subscription, clock.wall_us())

@@ -87,7 +87,9 @@ def _show(ready: Ready) -> None:
     grid.add_row("  log", ready.log_url)
     grid.add_row("  store", ready.store_url)
     for subscription in ready.status.subscriptions:
-        grid.add_row(f"  {subscription.name}", standing(subscription))
+        waiting = ready.waiting.get(subscription.name, 0)
+        behind = f"\n{counted(waiting, 'event')} wait{'s' if waiting == 1 else ''}" if waiting else ""
+        grid.add_row(f"  {subscription.name}", standing(subscription) + behind)
     if ready.status.outbox:
         refused = f", {ready.status.outbox_parked:,} of them refused by the log" if ready.status.outbox_parked else ""
         grid.add_row("  outbox", f"{counted(ready.status.outbox, 'event')} to send{refused}")

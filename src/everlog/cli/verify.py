@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from everlog.cli.audit import MOST_IDS, Audit
 from everlog.cli.exits import FAILED
 from everlog.cli.modules import contracts_of, load
-from everlog.cli.options import AsJson, LogUrl, existing_log, settings_from
+from everlog.cli.options import AsJson, LogUrl, StoreUrl, existing_log, existing_store, settings_from
 from everlog.cli.terminal import counted, print_json, printable, screen
 from everlog.contracts.contract import Contract
 from everlog.errors import FileError, StartRefused
@@ -34,13 +34,18 @@ def verify(
             "--contracts", metavar="MODULE", help="Decode each event by the contracts of this module.", show_default=False
         ),
     ] = None,
+    apps: Annotated[
+        list[str] | None,
+        typer.Option("--app", metavar="APP", help="Check the store of this app too; repeatable.", show_default=False),
+    ] = None,
     log_url: LogUrl = None,
+    store_url: StoreUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every event and check the file, the checksums, order, keys, numbers, ids and data. Exits with 1 when something is wrong."""
-    settings = settings_from(log_url=log_url)
+    settings = settings_from(log_url=log_url, store_url=store_url)
     known = contracts_of(load(contracts)) if contracts is not None else None
-    audit = asyncio.run(_verify(settings, known))
+    audit = asyncio.run(_verify(settings, known, apps or []))
     if as_json:
         print_json(_shown(audit, settings))
     else:
@@ -49,7 +54,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-async def _verify(settings: Settings, contracts: Mapping[str, Contract[Any]] | None) -> Audit:
+async def _verify(settings: Settings, contracts: Mapping[str, Contract[Any]] | None, apps: Sequence[str]) -> Audit:
     async with existing_log(settings) as log:
         audit = Audit(contracts, has_log_time=log.features.log_time)
         for line in await log.verify():
@@ -66,6 +71,11 @@ async def _verify(settings: Settings, contracts: Mapping[str, Contract[Any]] | N
                 firsts, heads = (await log.first(spec.name)).offsets, (await log.head(spec.name)).offsets
                 for where in sorted(heads):
                     await _partition(log, spec, where, (firsts[where], heads[where]), audit, advance)
+        for app in apps:
+            async with existing_store(settings, app) as store:
+                audit.stores.append(app)
+                for line in await store.verify():
+                    audit.found(f"store of {app}: {line}")
         return audit
 
 
@@ -133,6 +143,7 @@ def _print(audit: Audit, settings: Settings, module: str | None) -> None:
     what = (
         "file, checksums, offsets, times, keys, numbers, data"
         + (", ids" if audit.ids_checked else "")
+        + "".join(f", store of {app}" for app in audit.stores)
         + (", contracts" if module else "")
     )
     console.print(
@@ -158,5 +169,6 @@ def _shown(audit: Audit, settings: Settings) -> dict[str, Any]:
         "findings": audit.findings,
         "more_findings": audit.more_findings,
         "ids_checked": audit.ids_checked,
+        "stores": audit.stores,
         "not_decoded": audit.unknown,
     }

@@ -45,6 +45,8 @@ class ProgressReported(Event):
     held_records: int
     outbox: int
     outbox_parked: int
+    is_retired: bool = False
+    """The subscription was forgotten: it has no lag any more."""
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -96,6 +98,15 @@ def _only_partition(topic: Topic) -> int:
     return topic.partitions - 1
 
 
+async def publish_retired(log: Log, app: str, subscription: str, time_us: int) -> None:
+    """Say in the log that a subscription was forgotten, if it ever reported."""
+    known = (await read_reports(log)).get(f"{app}/{subscription}")
+    if known is not None:
+        report, _ = known
+        last = msgspec.structs.replace(report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0)
+        await publish_reports(log, app, [last], time_us)
+
+
 async def read_reports(log: Log) -> Mapping[str, tuple[ProgressReported, int]]:
     """Return the newest report of each name, with the time at which the log stored it; empty where nothing was reported yet."""
     newest: dict[str, tuple[ProgressReported, int]] = {}
@@ -127,6 +138,8 @@ async def read_lags(log: Log, now_us: int) -> list[Lag]:
     """Return how far behind each subscription that ever reported is, by name."""
     lags: list[Lag] = []
     for _, (report, reported_us) in sorted((await read_reports(log)).items()):
+        if report.is_retired:
+            continue
         count, oldest = report.held_records, list[int]()
         for topic, partitions in report.topics.items():
             backlog: Backlog = await log.backlog(topic, {int(number): Offset(one.through) for number, one in partitions.items()})
