@@ -176,7 +176,8 @@ class SqliteStore:
         now = self._now()  # not when it is written: the process may be stopped in between
 
         def beat(connection: apsw.Connection) -> None:
-            leases.beat(connection, member, now)
+            if self._member is member:  # it may have left since this was queued
+                leases.beat(connection, member, now)
 
         return Job(beat, _SMALL_BYTES)
 
