@@ -925,6 +925,38 @@ async def test_order_holds_when_a_refused_addition_is_followed_by_more_of_its_ke
     assert [(one.key, one.records) for one in await w.store.parked()] == [("a", 4)]
 
 
+async def test_held_keys_that_write_one_row_get_on_when_somebody_else_has_changed_it(world: Make) -> None:
+    """Whoever reads what a doomed unit wrote is doomed too; that must end once the first of them is known to be."""
+    app = App("app", delivery=Delivery(start="beginning", on_error={Exception: Retry(attempts=99, first_s=0, most_s=0)}))
+    hot = app.state("hot/1", int)
+    failed: set[str] = set()
+    calls = 0
+
+    @app.on(Left)
+    async def handle(event: Left, tx: Tx) -> None:
+        nonlocal calls
+        calls += 1
+        if event.key not in failed:
+            failed.add(event.key)
+            raise RuntimeError("once")
+        tx.put(hot, "row", await tx.get(hot, "row", 0) + 1)
+
+    w = await world(app)
+    changes = 0
+
+    async def change_the_row(units: Sequence[Unit]) -> None:
+        nonlocal changes
+        if changes < 3 and any(unit.writes for unit in units):
+            changes += 1
+            await w.store._write(_bump)
+
+    w.store.before_commit = change_the_row
+    await w.client.publish(*[Left(f"k{n}") for n in range(60)])
+    await w.start()
+    await w.settle(step_s=0.01)
+    assert calls < 2_000
+
+
 def _bump(connection: apsw.Connection) -> None:
     connection.execute(
         "INSERT INTO state SELECT name, generation, 'hot/1', '[\"row\"]', x'313030', 77 FROM subscription WHERE true "

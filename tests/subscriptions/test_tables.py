@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.subscriptions.world import Left
 
-from everlog import App, Delivery, Retry, Topic, Tx
+from everlog import App, Delivery, Retry, Tx
 from everlog.errors import DeclarationError, TxRefused
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot, Survey
@@ -189,10 +189,6 @@ def test_progress_resumes_before_the_first_unfinished_record_and_wants_only_the_
     assert progress.start == 6
     assert [offset for offset in range(5, 24) if progress.wants(Offset(offset))] == [7, 15, 21, 22, 23]
     assert progress.snapshot(set()) == Progress(WHERE, Offset(20), [Offset(7), Offset(15)])
-    run = run_of(0, 20)
-    progress.take(Offset(7), run)
-    progress.done(Offset(7))
-    assert progress.snapshot(set()) == Progress(WHERE, Offset(20), [Offset(15)])
 
 
 def test_a_slot_counts_its_unfinished_records() -> None:
@@ -342,6 +338,8 @@ def test_a_declaration_is_refused_by_what_is_wrong_with_it() -> None:
         app.subscription("other")
     with pytest.raises(DeclarationError, match="app name"):
         App("no spaces")
+
+
+def test_a_state_whose_values_cannot_be_read_back_is_refused_when_it_is_declared() -> None:
     with pytest.raises(DeclarationError, match="JSON"):
         App("b").state("t/1", complex)
-    assert isinstance(Topic("t", key=None), Topic)

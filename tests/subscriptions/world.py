@@ -118,6 +118,7 @@ class LastingStore(SqliteStore):
         if self.crashed:
             self._member = None  # as after a kill: no heartbeat any more, and nothing given back
             self.crashed = False
+            await self._write(lambda _: None)  # what was queued happens before the kill, and not when the clock has moved
         else:
             await self.leave()
 

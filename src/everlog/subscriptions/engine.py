@@ -27,7 +27,7 @@ from everlog.subscriptions.committer import Committer, Pending
 from everlog.subscriptions.context import in_handler
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.feed import READ_AHEAD_BYTES, Feed
-from everlog.subscriptions.holding import Holding
+from everlog.subscriptions.holding import Holding, conflict_pause_s
 from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.lanes import Lanes
 from everlog.subscriptions.outlets import Outlets
@@ -41,8 +41,6 @@ from everlog.subscriptions.worker import Worker, keep_time_limit
 _TURN_S: Final = 0.001
 """How long records are taken before the event loop gets its turn."""
 _TURN_EVERY: Final = 32
-_CONFLICT_PAUSE_S: Final = 0.002
-_MOST_CONFLICTS: Final = 50
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -362,7 +360,7 @@ class Engine:
 
     def _settled(self, pending: Pending, outcome: Outcome, waiting: Waiting) -> None:
         """Called by the committer once it is known what became of a unit."""
-        self._units.settled(pending.unit)
+        self._units.settled(pending.unit, outcome)
         run, index = waiting.run, waiting.index
         if outcome is Outcome.COMMITTED:
             self.finished(run, run.chunk.offset(index))
@@ -418,8 +416,7 @@ class Engine:
             await self._holding.fail(lane, waiting, waiting.error)
             return
         if waiting.conflicts > 1:  # others write the same rows: not all at once again
-            longest_s = _CONFLICT_PAUSE_S * min(waiting.conflicts, _MOST_CONFLICTS)
-            await self._around.clock.sleep(random.uniform(0, longest_s))  # noqa: S311 jitter, no secret
+            await self._around.clock.sleep(conflict_pause_s(waiting.conflicts, random=random.random))
         call = self._call(branch, waiting.event, waiting.run, waiting.index)
         try:
             tx, result = await self.invoke(me, branch, waiting.event, call)

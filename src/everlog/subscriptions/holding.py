@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
@@ -26,6 +27,18 @@ from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
 
 _logger: Final = logging.getLogger("everlog")
+
+
+_CONFLICT_PAUSE_S: Final = 0.002
+_MOST_CONFLICTS: Final = 50
+
+
+def conflict_pause_s(conflicts: int, *, random: Callable[[], float]) -> float:
+    """Return how long a record waits before it runs again: nothing after the first conflict, then longer, with full jitter.
+
+    Others write the same rows; not all should come again at once.
+    """
+    return _CONFLICT_PAUSE_S * min(conflicts, _MOST_CONFLICTS) * random() if conflicts > 1 else 0.0
 
 
 class Unhandled(EventRefused):
@@ -171,11 +184,20 @@ class Holding:
         """Try the first held record of a key, and, where it succeeds, those behind it, in order."""
         lane.is_due = False
         lane.due_us = None
+        conflicts = 0
         while lane.work.is_open:
             rows = await self._store.held(lane.work.slot, lane.key)
             if rows:
-                if self._is_parked(rows[0]) or not await self._try(me, lane, rows[0]):
+                if self._is_parked(rows[0]):
                     return
+                outcome = await self._try(me, lane, rows[0])
+                if outcome is Outcome.CONFLICT:
+                    conflicts += 1
+                    await self._clock.sleep(conflict_pause_s(conflicts, random=random.random))
+                elif outcome is not Outcome.COMMITTED:
+                    return
+                else:
+                    conflicts = 0
             elif lane.uncommitted:
                 await self._committer.drain(lane.work)
             else:
@@ -194,8 +216,8 @@ class Holding:
             return True
         return False
 
-    async def _try(self, me: Worker, lane: Lane, held: Held) -> bool:
-        """Try one held record; tells whether the next one's turn has come."""
+    async def _try(self, me: Worker, lane: Lane, held: Held) -> Outcome | None:
+        """Try one held record; ``None`` where it stays, and with it those behind it."""
         try:
             branch, event = self._read(held.record)
             call = Call(self._prefix, self._log, branch.contract, event, stored=held.record)
@@ -210,10 +232,10 @@ class Holding:
             return await self._fail_again(lane, held, TxRefused("an addition found no number in its row"))
         if outcome is Outcome.COMMITTED:
             lane.held = max(0, lane.held - 1)
-        return outcome in (Outcome.COMMITTED, Outcome.CONFLICT)
+        return outcome
 
-    async def _fail_again(self, lane: Lane, held: Held, error: Exception) -> bool:
-        """Decide what follows the failure of a held record; tells whether the next one's turn has come."""
+    async def _fail_again(self, lane: Lane, held: Held, error: Exception) -> Outcome | None:
+        """Decide what follows the failure of a held record; ``None`` where it stays."""
         line, trace = describe(error)
         attempts = held.attempts + 1
         is_unhandled = isinstance(error, Unhandled)
@@ -234,12 +256,12 @@ class Holding:
         is_committed = await self._committed(lane, unit) is Outcome.COMMITTED
         if policy == "skip":
             lane.held = max(0, lane.held - is_committed)
-            return is_committed
+            return Outcome.COMMITTED if is_committed else None
         if is_committed and due_us is not None:
             self._lanes.set_due(lane, due_us)
         if policy == "stop":
             self._host.stop_taking(lane.work)
-        return False
+        return None
 
     def _read(self, record: StoredRecord) -> tuple[Branch, object]:
         branch = choose(record.type, self._declaration.branches)
@@ -252,7 +274,7 @@ class Holding:
 
     async def _committed(self, lane: Lane, unit: Unit) -> Outcome:
         def settled(pending: Pending, outcome: Outcome) -> None:
-            self._units.settled(pending.unit)
+            self._units.settled(pending.unit, outcome)
             if outcome is Outcome.FENCED:
                 self._host.lose_slot(pending.work)
 

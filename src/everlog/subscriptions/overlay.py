@@ -49,11 +49,16 @@ class Overlay:
                 entry = _Entry(unit.version, values.get(place), is_blind=place not in values, done=done)
             self._entries[place] = entry
 
-    def forget(self, unit: Unit) -> None:
-        """Take a unit's writes away: they are committed, or never will be."""
+    def forget(self, unit: Unit, *, is_committed: bool) -> None:
+        """Take a unit's writes away: they are committed, or never will be.
+
+        Where they never will be, later writes to the same rows go too: their units may have read these, and whoever read them in turn would
+        be run again for nothing, for as long as one of them is under way. Without them, readers see what is committed.
+        """
         for place, write in unit.writes.items():
             entry = self._entries.get(place)
-            if entry is not None and entry.version == (0 if isinstance(write, Delete) else unit.version):
+            is_own = entry is not None and entry.version == (0 if isinstance(write, Delete) else unit.version)
+            if entry is not None and (is_own or not is_committed):
                 del self._entries[place]
                 if entry.done is not None and not entry.done.done():
                     entry.done.set_result(None)

@@ -13,7 +13,7 @@ from everlog.contracts.topic import Topic
 from everlog.errors import TxRefused
 from everlog.position import Offset, TopicPartition
 from everlog.record import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, StoredRecord
-from everlog.store import Emitted, Put, Slot, StateKey, Unit
+from everlog.store import Emitted, Outcome, Put, Slot, StateKey, Unit
 from everlog.subscriptions.call import Call
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.tx import Outgoing, Tx
@@ -83,9 +83,9 @@ class Units:
         """Return a unit that writes no state: to hold, release or skip records."""
         return Unit(slot, lane, next(self._versions), finishes)
 
-    def settled(self, unit: Unit) -> None:
+    def settled(self, unit: Unit, outcome: Outcome) -> None:
         """Note that a unit is committed, or never will be."""
-        self._overlay.forget(unit)
+        self._overlay.forget(unit, is_committed=outcome is Outcome.COMMITTED)
 
     def _emits(self, outgoing: Sequence[Outgoing], handled: StoredRecord) -> list[Emitted]:
         emits: list[Emitted] = []
