@@ -67,10 +67,15 @@ async def reserve(order: OrderPlaced, tx: Tx) -> StockReserved | StockRefused:
     return StockReserved(order.order_id)
 
 
+def shown(count: int | None) -> str:
+    return "nothing" if count is None else str(count)
+
+
 @inventory.on(OrderCancelled)
 async def give_back(order: OrderCancelled, tx: Tx) -> Sequence[StockReserved]:
     assert_type(await tx.get(stock, order.order_id), int | None)
     assert_type(await tx.get(stock, order.order_id, 0), int)
+    print(shown(await tx.get(stock, order.order_id)))
     async for key, quantity in tx.scan(stock, (order.order_id,)):
         assert_type(quantity, int)
         tx.put(stock, key, quantity + 1)

@@ -21,7 +21,7 @@ from everlog.settings import Settings, open_log, open_store, resolve, shown
 from everlog.store import Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
-from everlog.subscriptions.engine import Engine, Surroundings
+from everlog.subscriptions.engine import Engine
 from everlog.subscriptions.feed import READ_AHEAD_BYTES
 from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
@@ -30,6 +30,7 @@ from everlog.subscriptions.relay import Relay
 from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, read_reports, reports_of
 from everlog.subscriptions.slots import Slots
 from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced
+from everlog.subscriptions.surroundings import Surroundings
 from everlog.subscriptions.units import Units
 
 REPORT_EVERY_S: Final = 1.0

@@ -149,13 +149,11 @@ class Committer:
             for waiter in self._drained.pop(work, ()):
                 if not waiter.done():
                     waiter.set_result(None)
-        dropped: set[tuple[Slot, str]] = set()
         for pending, outcome in zip(group, outcomes, strict=True):
-            if outcome is not Outcome.COMMITTED and pending.unit.lane is not None:
-                dropped.add((pending.unit.slot, pending.unit.lane))
             self._tell(pending, outcome)
-        if dropped:
-            self._drop(dropped)
+        void = [pending.unit for pending, outcome in zip(group, outcomes, strict=True) if outcome is not Outcome.COMMITTED]
+        if void:
+            self._drop(void)
 
     async def _stored(
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
@@ -182,13 +180,24 @@ class Committer:
             size += pending.unit.size
         return group
 
-    def _drop(self, lanes: set[tuple[Slot, str]]) -> None:
-        """Take later units of lanes whose earlier unit was not applied out of the queue: they run again, behind it."""
+    def _drop(self, void: Sequence[Unit]) -> None:
+        """Take what stands on units that were not applied out of the queue: later units of their lanes, and units that read their writes.
+
+        They could never be committed, and whoever read *their* writes meanwhile would have to run again too.
+        """
+        lanes = {(unit.slot, unit.lane) for unit in void if unit.lane is not None}
+        versions = {unit.version for unit in void}
         kept: deque[Pending] = deque()
         gone: list[Pending] = []
         for pending in self._queue:
-            lane = pending.unit.lane
-            (gone if lane is not None and (pending.unit.slot, lane) in lanes else kept).append(pending)
+            unit = pending.unit
+            if (unit.slot, unit.lane) in lanes or _reads(unit, versions):
+                gone.append(pending)
+                versions.add(unit.version)
+                if unit.lane is not None:
+                    lanes.add((unit.slot, unit.lane))
+            else:
+                kept.append(pending)
         self._queue = kept
         for pending in gone:
             self._tell(pending, Outcome.DROPPED)
@@ -198,3 +207,9 @@ class Committer:
         pending.settle(pending, outcome)
         if pending.done is not None and not pending.done.done():
             pending.done.set_result(outcome)
+
+
+def _reads(unit: Unit, versions: set[int]) -> bool:
+    return not versions.isdisjoint(unit.reads.values()) or any(
+        version in versions for scan in unit.scans for _, version in scan.rows
+    )

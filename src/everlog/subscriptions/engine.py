@@ -12,28 +12,24 @@ import logging
 import random
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from msgspec.structs import replace
 
-from everlog.clock import Clock
 from everlog.errors import TxRefused
-from everlog.log import Log
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Outcome, Progress, Request, SlotState, Store, Unit
+from everlog.store import Lease, Outcome, Progress, Request, SlotState, Unit
 from everlog.subscriptions.call import Call
-from everlog.subscriptions.committer import Committer, Pending
+from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.context import in_handler
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.feed import READ_AHEAD_BYTES, Feed
 from everlog.subscriptions.holding import Holding, conflict_pause_s
 from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.lanes import Lanes
-from everlog.subscriptions.outlets import Outlets
-from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, lane_of
+from everlog.subscriptions.surroundings import Surroundings
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker, keep_time_limit
@@ -43,20 +39,6 @@ _TURN_S: Final = 0.001
 _TURN_EVERY: Final = 32
 
 _logger: Final = logging.getLogger("everlog")
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the engines of one process share."""
-
-    app: str
-    log: Log
-    store: Store
-    committer: Committer
-    overlay: Overlay
-    outlets: Outlets
-    clock: Clock
-    resources: object
 
 
 class Engine:
@@ -86,16 +68,7 @@ class Engine:
         reader = around.log.reader({})
         self._feed = Feed(reader, declaration.branches, self._start_active, read_ahead_bytes=read_ahead_bytes)
         self._lanes = Lanes(around.clock, self._start_one, most_s=declaration.delivery.longest_pause_s)
-        self._holding = Holding(
-            declaration,
-            self,
-            self._lanes,
-            store=around.store,
-            committer=around.committer,
-            units=units,
-            log=around.log.identity,
-            clock=around.clock,
-        )
+        self._holding = Holding(declaration, self, self._lanes, units, around)
         self._workers = [Worker() for _ in range(declaration.delivery.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
         self._active: Worker | None = None
@@ -337,6 +310,10 @@ class Engine:
             return
         chunk = run.chunk
         offset = chunk.offset(index)
+        if tx is not None and self._around.overlay.is_doomed(tx.reads, tx.scans):
+            run.partition.take(offset, run)
+            self._run_again(Waiting(run, index, event, branch, conflicts=1))
+            return
         call = call or self._call(branch, event, run, index)
         unit = self._units.make(run.work.slot, chunk.keys[index], [(chunk.where, offset)], call, tx, result)
         if unit is None:
@@ -369,9 +346,17 @@ class Engine:
             self.lose_slot(pending.work)
             return
         self._register_active()
+        if outcome is Outcome.REFUSED:
+            waiting = replace(waiting, error=TxRefused("an addition found no number in its row"))
+        elif outcome is Outcome.CONFLICT:
+            waiting = replace(waiting, conflicts=waiting.conflicts + 1)
+        self._run_again(waiting)
+
+    def _run_again(self, waiting: Waiting) -> None:
+        """Let a record wait for its lane, in the order in which it was taken."""
+        run, index = waiting.run, waiting.index
         lane = self._lanes.lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
-        error = TxRefused("an addition found no number in its row") if outcome is Outcome.REFUSED else None
-        lane.insert(replace(waiting, conflicts=waiting.conflicts + (outcome is Outcome.CONFLICT), error=error))
+        lane.insert(waiting)
         self._lanes.schedule(lane)
 
     # ---- lanes ----

@@ -6,15 +6,13 @@ import logging
 import random
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
-from uuid import UUID
 
-from everlog.clock import Clock
 from everlog.errors import EventRefused, TxRefused
 from everlog.position import Offset
 from everlog.record import StoredRecord
-from everlog.store import Cause, Held, Hold, Outcome, Retried, Store, Unit
+from everlog.store import Cause, Held, Hold, Outcome, Retried, Unit
 from everlog.subscriptions.call import Call
-from everlog.subscriptions.committer import Committer, Pending
+from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.delivery import Retry
 from everlog.subscriptions.failure import describe
@@ -22,6 +20,7 @@ from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.lanes import Lanes
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, choose
+from everlog.subscriptions.surroundings import Surroundings
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
@@ -72,31 +71,22 @@ class Holding:
         declaration: Whose policies decide.
         host: Runs handlers.
         lanes: The lanes of the keys.
-        store, committer, units: Where held records go.
-        log: The log's identity, for positions.
-        clock: For the next attempts.
+        units: Makes the units.
+        around: What the process's engines share.
     """
 
     def __init__(
-        self,
-        declaration: SubscriptionDeclaration,
-        host: Host,
-        lanes: Lanes,
-        *,
-        store: Store,
-        committer: Committer,
-        units: Units,
-        log: UUID,
-        clock: Clock,
+        self, declaration: SubscriptionDeclaration, host: Host, lanes: Lanes, units: Units, around: Surroundings
     ) -> None:
         self._declaration = declaration
         self._host = host
         self._lanes = lanes
-        self._store = store
-        self._committer = committer
         self._units = units
-        self._log = log
-        self._clock = clock
+        self._store = around.store
+        self._committer = around.committer
+        self._overlay = around.overlay
+        self._log = around.log.identity
+        self._clock = around.clock
         self._prefix = f"{declaration.app}/{declaration.name}"
 
     # ---- records from the log ----
@@ -222,6 +212,8 @@ class Holding:
             branch, event = self._read(held.record)
             call = Call(self._prefix, self._log, branch.contract, event, stored=held.record)
             tx, result = await self._host.invoke(me, branch, event, call)
+            if tx is not None and self._overlay.is_doomed(tx.reads, tx.scans):
+                return Outcome.CONFLICT
             unit = self._units.make(lane.work.slot, None, [], call, tx, result)
         except Exception as error:
             return await self._fail_again(lane, held, error)

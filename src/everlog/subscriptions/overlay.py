@@ -7,11 +7,15 @@ that never came is run again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-from everlog.store import Delete, Put, StateKey, Store, Unit, Versioned
+from everlog.store import Delete, Put, ScanRead, StateKey, Store, Unit, Versioned
+
+_MOST_VOID: Final = 65_536
+"""So many versions that never came are remembered: more than handlers can be suspended over. The commit would find a reader all the same."""
 
 
 class _Entry(msgspec.Struct):
@@ -30,6 +34,7 @@ class Overlay:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._entries: dict[StateKey, _Entry] = {}
+        self._void: dict[int, None] = {}  # versions that were shown and never came, the newest ones
 
     def apply(self, unit: Unit, values: Mapping[StateKey, bytes]) -> None:
         """Show a finished unit's writes to later readers.
@@ -55,6 +60,10 @@ class Overlay:
         Where they never will be, later writes to the same rows go too: their units may have read these, and whoever read them in turn would
         be run again for nothing, for as long as one of them is under way. Without them, readers see what is committed.
         """
+        if not is_committed and unit.writes:
+            self._void[unit.version] = None
+            if len(self._void) > _MOST_VOID:
+                del self._void[next(iter(self._void))]
         for place, write in unit.writes.items():
             entry = self._entries.get(place)
             is_own = entry is not None and entry.version == (0 if isinstance(write, Delete) else unit.version)
@@ -62,6 +71,14 @@ class Overlay:
                 del self._entries[place]
                 if entry.done is not None and not entry.done.done():
                     entry.done.set_result(None)
+
+    def is_doomed(self, reads: Mapping[StateKey, int], scans: Sequence[ScanRead]) -> bool:
+        """Tell whether something that was read will never be committed, so that the reader cannot be either."""
+        if not self._void:
+            return False
+        return any(version in self._void for version in reads.values()) or any(
+            version in self._void for scan in scans for _, version in scan.rows
+        )
 
     async def read(self, place: StateKey) -> Versioned:
         """Return a row as the next unit should see it.

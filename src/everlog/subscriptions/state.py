@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from everlog.errors import DeclarationError, StoreError, TxRefused
 
 V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 
 KeyPart = str | int | UUID
 Key = KeyPart | tuple[KeyPart, ...]
@@ -20,6 +21,19 @@ Key = KeyPart | tuple[KeyPart, ...]
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}/[1-9][0-9]{0,8}")
 _NUMBERS: Final = (int, float, Decimal)
+
+
+class Readable(Protocol[V_co]):
+    """A state as it is read: one of `int` can be read as one of `int | None`, which a checker may ask for, but not written so."""
+
+    @property
+    def name(self) -> str:
+        """The stored name."""
+        ...
+
+    def decode(self, data: bytes) -> V_co:
+        """Return the value that a row holds."""
+        ...
 
 
 class State(Generic[V]):
@@ -31,18 +45,23 @@ class State(Generic[V]):
         DeclarationError: The name has no version, or values of the type cannot be read back from JSON.
     """
 
-    __slots__ = ("_decoder", "name", "subscription", "type")
+    __slots__ = ("_decoder", "_name", "subscription", "type")
 
     def __init__(self, name: str, type_: type[V], *, subscription: str) -> None:
         if not _STATE_NAME.fullmatch(name):
             raise DeclarationError(f"expected a state name with its version, like 'stock/1', found {name!r}")
-        self.name = name
+        self._name = name
         self.type = type_
         self.subscription = subscription
         try:
             self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(type_)
         except TypeError as error:
             raise DeclarationError(f"state {name!r}: its values cannot be read back from JSON: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The stored name."""
+        return self._name
 
     def __repr__(self) -> str:
         return f"State({self.name!r})"

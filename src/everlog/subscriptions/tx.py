@@ -15,7 +15,7 @@ from everlog.contracts.record import Record
 from everlog.errors import TxClosed, TxRefused
 from everlog.store import Add, Delete, Put, ScanRead, StateKey, Versioned, Write
 from everlog.subscriptions.overlay import Overlay, matches
-from everlog.subscriptions.state import Key, KeyPart, State, V, key_of, key_text
+from everlog.subscriptions.state import Key, KeyPart, Readable, State, V, V_co, key_of, key_text
 
 R = TypeVar("R", default=None)
 D = TypeVar("D")
@@ -84,10 +84,10 @@ class Tx(Generic[R]):
         return self._call.idempotency_key
 
     @overload
-    async def get(self, state: State[V], key: Key) -> V | None: ...
+    async def get(self, state: Readable[V_co], key: Key) -> V_co | None: ...
     @overload
-    async def get(self, state: State[V], key: Key, default: D) -> V | D: ...
-    async def get(self, state: State[V], key: Key, default: object = None) -> object:
+    async def get(self, state: Readable[V_co], key: Key, default: D) -> V_co | D: ...
+    async def get(self, state: Readable[Any], key: Key, default: object = None) -> object:
         """Return the value of a row, or `default` where there is none.
 
         Raises:
@@ -112,8 +112,8 @@ class Tx(Generic[R]):
         return default if row.value is None else state.decode(row.value)
 
     async def scan(
-        self, state: State[V], prefix: KeyPart | tuple[KeyPart, ...] = ()
-    ) -> AsyncIterator[tuple[tuple[str | int, ...], V]]:
+        self, state: Readable[V_co], prefix: KeyPart | tuple[KeyPart, ...] = ()
+    ) -> AsyncIterator[tuple[tuple[str | int, ...], V_co]]:
         """Yield the rows whose key starts with the elements of `prefix`, in the order of their keys' text; all rows without one.
 
         Raises:

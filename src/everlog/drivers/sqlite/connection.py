@@ -111,18 +111,16 @@ def check_header(path: Path, kind: Kind) -> bool:
         if wal.exists() and wal.stat().st_size > 0:
             raise FileDamaged(f"{path} is empty, but {wal.name} beside it is not: restore the {kind.name} from a backup")
         return True
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        head = os.pread(fd, 100, 0)
-    finally:
-        os.close(fd)
+    head = _header(path)
     if len(head) < 100 or not head.startswith(_HEADER):
         raise FileStrange(
             f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched"
         )
-    version, application_id = int.from_bytes(head[60:64], "big"), int.from_bytes(head[68:72], "big")
-    if application_id == 0 and version == 0 and path.with_name(path.name + "-journal").exists():
-        return False  # killed while it was made: SQLite rolls it back
+    if _marks(head) == (0, 0):
+        if path.with_name(path.name + "-journal").exists():
+            return False  # killed while it was made: SQLite rolls it back
+        head = _header(path)  # another process may just have made it
+    version, application_id = _marks(head)
     if application_id != kind.application_id:
         raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
     if version > kind.version:
@@ -130,6 +128,19 @@ def check_header(path: Path, kind: Kind) -> bool:
             f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched"
         )
     return False
+
+
+def _header(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, 100, 0)
+    finally:
+        os.close(fd)
+
+
+def _marks(head: bytes) -> tuple[int, int]:
+    """Return version and application id of a SQLite header."""
+    return int.from_bytes(head[60:64], "big"), int.from_bytes(head[68:72], "big")
 
 
 def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> apsw.Connection:

@@ -1,0 +1,26 @@
+"""What the engines of one process share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everlog.clock import Clock
+from everlog.log import Log
+from everlog.store import Store
+from everlog.subscriptions.committer import Committer
+from everlog.subscriptions.outlets import Outlets
+from everlog.subscriptions.overlay import Overlay
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the engines of one process share: the log, the store and how to get there, and what handlers are given."""
+
+    app: str
+    log: Log
+    store: Store
+    committer: Committer
+    overlay: Overlay
+    outlets: Outlets
+    clock: Clock
+    resources: object
