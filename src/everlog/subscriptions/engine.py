@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final, cast
@@ -24,7 +23,7 @@ from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.context import in_handler
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.feed import READ_AHEAD_BYTES, Feed
-from everlog.subscriptions.holding import Holding, conflict_pause_s
+from everlog.subscriptions.holding import Holding
 from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.lanes import Lanes
 from everlog.subscriptions.progress import SlotWork
@@ -357,7 +356,7 @@ class Engine:
         run, index = waiting.run, waiting.index
         lane = self._lanes.lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
         lane.insert(waiting)
-        self._lanes.schedule(lane)
+        self._lanes.schedule_later(lane, waiting.conflicts)
 
     # ---- lanes ----
 
@@ -400,8 +399,6 @@ class Engine:
         if waiting.error is not None:
             await self._holding.fail(lane, waiting, waiting.error)
             return
-        if waiting.conflicts > 1:  # others write the same rows: not all at once again
-            await self._around.clock.sleep(conflict_pause_s(waiting.conflicts, random=random.random))
         call = self._call(branch, waiting.event, waiting.run, waiting.index)
         try:
             tx, result = await self.invoke(me, branch, waiting.event, call)

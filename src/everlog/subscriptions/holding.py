@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from everlog.errors import EventRefused, TxRefused
@@ -17,7 +16,7 @@ from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.delivery import Retry
 from everlog.subscriptions.failure import describe
 from everlog.subscriptions.lane import Lane, Waiting
-from everlog.subscriptions.lanes import Lanes
+from everlog.subscriptions.lanes import Lanes, conflict_pause_us
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, choose
 from everlog.subscriptions.surroundings import Surroundings
@@ -26,18 +25,6 @@ from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
 
 _logger: Final = logging.getLogger("everlog")
-
-
-_CONFLICT_PAUSE_S: Final = 0.002
-_MOST_CONFLICTS: Final = 50
-
-
-def conflict_pause_s(conflicts: int, *, random: Callable[[], float]) -> float:
-    """Return how long a record waits before it runs again: nothing after the first conflict, then longer, with full jitter.
-
-    Others write the same rows; not all should come again at once.
-    """
-    return _CONFLICT_PAUSE_S * min(conflicts, _MOST_CONFLICTS) * random() if conflicts > 1 else 0.0
 
 
 class Unhandled(EventRefused):
@@ -174,20 +161,22 @@ class Holding:
         """Try the first held record of a key, and, where it succeeds, those behind it, in order."""
         lane.is_due = False
         lane.due_us = None
-        conflicts = 0
         while lane.work.is_open:
             rows = await self._store.held(lane.work.slot, lane.key)
             if rows:
                 if self._is_parked(rows[0]):
                     return
                 outcome = await self._try(me, lane, rows[0])
-                if outcome is Outcome.CONFLICT:
-                    conflicts += 1
-                    await self._clock.sleep(conflict_pause_s(conflicts, random=random.random))
-                elif outcome is not Outcome.COMMITTED:
+                if outcome in (Outcome.CONFLICT, Outcome.DROPPED):
+                    lane.conflicts += 1
+                    pause_us = conflict_pause_us(lane.conflicts)
+                    if pause_us:
+                        self._lanes.set_due(lane, self._clock.wall_us() + pause_us)
+                        return
+                    continue
+                if outcome is not Outcome.COMMITTED:
                     return
-                else:
-                    conflicts = 0
+                lane.conflicts = 0
             elif lane.uncommitted:
                 await self._committer.drain(lane.work)
             else:

@@ -39,15 +39,14 @@ class Lane:
     """A key with a handler that is suspended, with records waiting for it, or with held records in the store."""
 
     __slots__ = (
+        "conflicts",
         "due_us",
         "held",
         "is_due",
         "is_running",
         "is_scheduled",
-        "is_stale",
         "key",
         "pending",
-        "reruns",
         "uncommitted",
         "work",
     )
@@ -67,6 +66,8 @@ class Lane:
         """Of these, those on their way."""
         self.due_us: int | None = None
         """Wall time of the next attempt; ``None`` while none is waited for: the key is parked, or runs."""
+        self.conflicts = 0
+        """How often in a row the unit of its first held record was in conflict."""
         self.is_due = False
         """The first held record should be tried now."""
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from everlog.clock import Clock
 from everlog.subscriptions.lane import Lane
 from everlog.subscriptions.progress import SlotWork
+
+_CONFLICT_PAUSE_US: Final = 2_000
+_MOST_CONFLICTS: Final = 50
+
+
+def conflict_pause_us(conflicts: int) -> int:
+    """Return how long to wait after a conflict: nothing after the first, then longer, with full jitter.
+
+    Others write the same rows, and not all should come again at once.
+    """
+    if conflicts <= 1:
+        return 0
+    return round(_CONFLICT_PAUSE_US * min(conflicts, _MOST_CONFLICTS) * random.random())  # noqa: S311 jitter, no secret
 
 
 class Lanes:
@@ -30,7 +44,7 @@ class Lanes:
         """Looked into for every record that is taken."""
         self.scheduled: deque[Lane] = deque()
         """Lanes that wait for a worker."""
-        self._due: list[tuple[int, str]] = []
+        self._due: list[tuple[int, str, bool]] = []  # when, which key, and whether what it holds is due then
         self._due_changed = asyncio.Event()
 
     def lane(self, key: str, work: SlotWork) -> Lane:
@@ -64,7 +78,16 @@ class Lanes:
     def set_due(self, lane: Lane, due_us: int) -> None:
         """Schedule the lane when its first held record is due."""
         lane.due_us = min(due_us, self._clock.wall_us() + self._most_us)
-        heapq.heappush(self._due, (lane.due_us, lane.key))
+        heapq.heappush(self._due, (lane.due_us, lane.key, True))
+        self._due_changed.set()
+
+    def schedule_later(self, lane: Lane, conflicts: int) -> None:
+        """Schedule the lane after a pause, because a unit of it was in conflict for the `conflicts`-th time."""
+        pause_us = conflict_pause_us(conflicts)
+        if not pause_us:
+            self.schedule(lane)
+            return
+        heapq.heappush(self._due, (self._clock.wall_us() + pause_us, lane.key, False))
         self._due_changed.set()
 
     async def run(self) -> None:
@@ -72,12 +95,14 @@ class Lanes:
         while True:
             now_us = self._clock.wall_us()
             while self._due and self._due[0][0] <= now_us:
-                due_us, key = heapq.heappop(self._due)
+                due_us, key, is_due = heapq.heappop(self._due)
                 lane = self.by_key.get(key)
-                if lane is not None and lane.due_us == due_us:
+                if lane is None or (is_due and lane.due_us != due_us):
+                    continue
+                if is_due:
                     lane.due_us = None
                     lane.is_due = True
-                    self.schedule(lane)
+                self.schedule(lane)
             self._due_changed.clear()
             waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._due_changed.wait())]
             if self._due:
