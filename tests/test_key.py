@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from everlog.errors import KeyRefused
 from everlog.key import canonical_text, murmur2, partition_of
 
+
 def java_murmur2(data: bytes) -> int:
     """`Utils.murmur2` of Kafka's client, line by line as it is in Java, for comparison."""
     mask, m = 0xFFFFFFFF, 0x5BD1E995

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+import msgspec.structs
 import pytest
 
 from everlog.errors import SchemaMismatch, TopicMismatch
@@ -15,12 +15,12 @@ STORED = TopicSpec("shop.orders", key="id", keep_s=60.0, types={"a/1": b'{"type"
 
 
 def test_the_same_topic_is_the_stored_one_itself() -> None:
-    assert merged(STORED, dataclasses.replace(STORED)) is STORED
-    assert merged(STORED, dataclasses.replace(STORED, types={})) is STORED
+    assert merged(STORED, msgspec.structs.replace(STORED)) is STORED
+    assert merged(STORED, msgspec.structs.replace(STORED, types={})) is STORED
 
 
 def test_new_types_are_added_behind_the_stored_ones() -> None:
-    found = merged(STORED, dataclasses.replace(STORED, types={"b/1": b"{}"}))
+    found = merged(STORED, msgspec.structs.replace(STORED, types={"b/1": b"{}"}))
     assert dict(found.types) == {"a/1": b'{"type":"object"}', "b/1": b"{}"}
 
 
@@ -30,12 +30,12 @@ def test_new_types_are_added_behind_the_stored_ones() -> None:
 )
 def test_another_setting_is_refused_by_its_name_with_both_values(setting: str, value: Any) -> None:
     with pytest.raises(TopicMismatch, match=f"{setting}={getattr(STORED, setting)!r}.*{value!r}"):
-        merged(STORED, dataclasses.replace(STORED, **{setting: value}))
+        merged(STORED, msgspec.structs.replace(STORED, **{setting: value}))
 
 
 def test_another_schema_is_refused_with_its_type_and_the_place() -> None:
     with pytest.raises(SchemaMismatch, match=r"a/1.*\$\.type: \"object\" in the log, \"array\" in the code"):
-        merged(STORED, dataclasses.replace(STORED, types={"a/1": b'{"type":"array"}'}))
+        merged(STORED, msgspec.structs.replace(STORED, types={"a/1": b'{"type":"array"}'}))
 
 
 @pytest.mark.parametrize(

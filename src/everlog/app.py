@@ -13,7 +13,6 @@ from everlog.client import Client
 from everlog.clock import SystemClock
 from everlog.contracts.event import AnyEvent
 from everlog.errors import DeclarationError, FeatureMissing
-from everlog.runtime import opened_log, run_apps
 from everlog.settings import Settings
 from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration
 from everlog.subscriptions.delivery import Delivery
@@ -209,6 +208,8 @@ class App(Generic[R]):
             StartRefused: The log, or a topic in it, is not as declared.
             FileError: The log's file cannot be used.
         """
+        from everlog.runtime import opened_log  # the engine and asyncio cost 60 ms: whoever only declares an app does without
+
         chosen = settings if settings is not None else Settings().from_env()
         clock = SystemClock()
         has_handlers = not (self._main.is_empty and not self._others)
@@ -229,6 +230,8 @@ class App(Generic[R]):
             StartRefused: Something does not fit together; nothing was handled.
             EverlogError: The log or the store cannot be used any more; what is committed stays.
         """
+        from everlog.runtime import run_apps  # as in `connect`
+
         await run_apps([self.declaration()], settings if settings is not None else Settings().from_env())
 
     def stage(self, connection: object, *events: AnyEvent) -> NoReturn:  # noqa: ARG002 the signature stands, for stores that honour it

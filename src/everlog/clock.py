@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
@@ -36,6 +35,8 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        import asyncio  # it costs 40 ms, and whoever only declares an app does not need it
+
         await asyncio.sleep(seconds)
 
 

@@ -83,6 +83,10 @@ def _indexed(values: list[_T]) -> tuple[list[_T], list[int] | None]:
     return list(places), index
 
 
+def _is_all(values: Sequence[object], value: object) -> bool:
+    return values.count(value) == len(values)
+
+
 def encode_chunk(records: Sequence[NewRecord], runs: Sequence[ProducerRun], logged_at_us: int) -> bytes:
     """Return the bytes of one chunk.
 
@@ -91,25 +95,26 @@ def encode_chunk(records: Sequence[NewRecord], runs: Sequence[ProducerRun], logg
         runs: The producers of the records, in the same order; their counts add up to the number of records.
         logged_at_us: The log's time for all records that do not bring their own (those of `move` do).
     """
-    types, type_of = _indexed([(record.type, record.schema) for record in records])
+    types, type_of = _indexed([record.type for record in records])
+    schemas = [record.schema for record in records]
+    if type_of is None and _is_all(schemas, schemas[0]):
+        typed = [(types[0], schemas[0])]
+    else:
+        typed, type_of = _indexed([(record.type, record.schema) for record in records])
     sources, source_of = _indexed([record.source for record in records])
+    keys = [record.key for record in records]
     envelope = _Envelope(
-        types,
-        type_of,
-        [record.key for record in records],
-        [record.time_us for record in records],
-        sources,
-        source_of,
-        list(runs),
-        logged_at_us,
+        typed, type_of, keys, [record.time_us for record in records], sources, source_of, list(runs), logged_at_us
     )
     ids = [record.id for record in records]
-    if ids.count(None) != len(ids):
+    if not _is_all(ids, None):
         envelope.ids = ids
-    if any([record.headers for record in records]):
-        envelope.headers = [record.headers for record in records]
-    if any([record.logged_at_us is not None for record in records]):
-        envelope.logged_at_us = [logged_at_us if r.logged_at_us is None else r.logged_at_us for r in records]
+    headers = [record.headers for record in records]
+    if any(headers):
+        envelope.headers = headers
+    logged = [record.logged_at_us for record in records]
+    if not _is_all(logged, None):
+        envelope.logged_at_us = [logged_at_us if own is None else own for own in logged]
     if any([record.tags or record.flags or record.key_id or record.tenant for record in records]):
         envelope.tags = [record.tags for record in records]
         envelope.flags = [record.flags for record in records]

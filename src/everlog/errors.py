@@ -41,8 +41,8 @@ EverlogError
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
 
 
 class EverlogError(Exception):
@@ -142,12 +142,12 @@ class NotInHandler(EventRefused):
 class PublishUnknown(EverlogError):
     """The log did not answer in time: the events are stored or not, and nobody can say which.
 
-    `await error.retry()` sends them again under the same numbers, so that they are stored once.
+    `await error.retry()` sends them again under the same numbers, so that they are stored once; `timeout_s=` gives it another time.
     """
 
     retryable = True
 
-    def __init__(self, message: str, retry: Callable[[], object]) -> None:
+    def __init__(self, message: str, retry: Callable[..., Awaitable[Any]]) -> None:
         super().__init__(message)
         self.retry = retry
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
 from uuid import UUID
@@ -25,8 +24,7 @@ DEDUPE_RANGE: Final = 8_192
 """How far below a producer's highest number a number that was never seen is still taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(msgspec.Struct, frozen=True):
     """What a log does beyond the minimum. Logs differ here and nowhere else."""
 
     durability: Literal["fsync", "replicated", "memory", "relaxed"]
@@ -49,8 +47,7 @@ class Features:
     """Largest data of one record, in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopicSpec:
+class TopicSpec(msgspec.Struct, frozen=True):
     """What a log stores of a topic beside its records.
 
     Attributes:
@@ -70,7 +67,7 @@ class TopicSpec:
     keep_s: float | None = None
     keep_bytes: int | None = None
     streams: bool = False
-    types: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    types: Mapping[str, bytes] = msgspec.field(default_factory=dict[str, bytes])
 
 
 class ProducerBatch(msgspec.Struct, frozen=True):

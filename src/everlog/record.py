@@ -17,7 +17,7 @@ CAUSATION_ID: Final = "causationid"
 TRACEPARENT: Final = "traceparent"
 
 
-class NewRecord(msgspec.Struct, frozen=True):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """An event on its way into a log: the envelope of CloudEvents 1.0 around `data`.
 
     Attributes:
@@ -50,7 +50,7 @@ class NewRecord(msgspec.Struct, frozen=True):
     tenant: str | None = None
 
 
-class StoredRecord(msgspec.Struct, frozen=True):
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """An event as a log holds it. Fields as in `NewRecord`, and where and when the log put it."""
 
     topic: str
@@ -75,6 +75,11 @@ class StoredRecord(msgspec.Struct, frozen=True):
     tenant: str | None = None
 
 
+def id_prefix(producer: str, topic: str, partition: int) -> str:
+    """Return what the derived ids of one producer's records in one partition start with; their number follows."""
+    return f"{producer}.{topic}.{partition}."
+
+
 def derived_id(producer: str, topic: str, partition: int, number: int) -> str:
     """Return the id of a record that was sent without one; `number` is its sequence, or its offset without a producer."""
-    return f"{producer}.{topic}.{partition}.{number}"
+    return f"{id_prefix(producer, topic, partition)}{number}"

@@ -7,14 +7,15 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from everlog.clock import Clock
 from everlog.errors import StartRefused, UnknownAdapter
 from everlog.log import Log
 from everlog.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FOLDER: Final = ".everlog"
 _PREFIX: Final = "EVERLOG_"
@@ -65,7 +66,7 @@ class Settings:
                 if variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
                     raise StartRefused(f"{variable} names no setting: expected one of {', '.join(sorted(known))}")
                 continue
-            changes[field.name] = _parsed(variable, text, getattr(self, field.name))
+            changes[field.name] = _parsed(variable, text, field.default)
         return dataclasses.replace(self, **changes)
 
 
@@ -106,6 +107,8 @@ def resolve(url: str, *, app: str = "") -> str:
     url = url.replace("{app}", app)
     scheme, _, place = url.partition(":")
     if scheme == "sqlite" and place.startswith(FOLDER + "/"):
+        from pathlib import Path  # only what opens files needs it
+
         return f"{scheme}:{find_folder(Path.cwd(), Path.home()) / place.removeprefix(FOLDER + '/')}"
     return url
 
@@ -145,6 +148,8 @@ async def open_store(settings: Settings, app: str, *, clock: Clock) -> Store:
 
 def _adapter(port: str, url: str) -> Any:
     """Return the opening function that the URL's scheme names, loading its module now and not before."""
+    from importlib.metadata import entry_points  # it costs 15 ms, and nothing that only declares an app needs it
+
     scheme = url.partition(":")[0]
     found = {point.name: point for point in entry_points(group=f"everlog.{port}s")}
     if scheme not in found:

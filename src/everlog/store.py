@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal, NamedTuple, Protocol
 from uuid import UUID
@@ -19,8 +18,7 @@ from everlog.position import Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFeatures:
+class StoreFeatures(msgspec.Struct, frozen=True):
     """What a store does beyond the minimum. Stores differ here and nowhere else."""
 
     durability: Literal["fsync", "replicated", "memory", "relaxed"]
@@ -33,8 +31,7 @@ class StoreFeatures:
     """Several processes can use it at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriptionSpec:
+class SubscriptionSpec(msgspec.Struct, frozen=True):
     """What a store remembers of a subscription.
 
     Attributes:
@@ -48,8 +45,7 @@ class SubscriptionSpec:
     states: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class AppSpec:
+class AppSpec(msgspec.Struct, frozen=True):
     """What a store remembers of its app: the name that it has all its stored names under."""
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final, TypeGuard
 
 import msgspec
@@ -50,7 +49,7 @@ def merged(stored: TopicSpec, declared: TopicSpec) -> TopicSpec:
         if known is not None and known != schema:
             raise SchemaMismatch(type_name, stored.name, first_difference(known, schema))
     added = {name: schema for name, schema in declared.types.items() if name not in stored.types}
-    return dataclasses.replace(stored, types={**stored.types, **added}) if added else stored
+    return msgspec.structs.replace(stored, types={**stored.types, **added}) if added else stored
 
 
 def first_difference(stored: bytes, declared: bytes) -> str:

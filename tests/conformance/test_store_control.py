@@ -11,6 +11,7 @@ import apsw
 import pytest
 from tests.conformance.stores import SqliteUnderTest
 
+from everlog import amount
 from everlog.conformance.cases import Broken
 from everlog.conformance.store import cases
 from everlog.drivers.sqlite.bell import Bell
@@ -18,7 +19,6 @@ from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
 from everlog.store import HeldKey, Progress, Put, Unit
-from everlog import amount
 from everlog.stores.sqlite import commit, held, leases, outbox, store
 from everlog.stores.sqlite.commit import Span
 
@@ -150,7 +150,7 @@ def no_bell(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_next_record_of_a_key_stays_parked(patch: pytest.MonkeyPatch) -> None:
-    def held_key(key: str, records: int, next_attempt_us: int | None, is_unreadable: bool) -> HeldKey:  # noqa: FBT001
+    def held_key(key: str, records: int, next_attempt_us: int | None, is_unreadable: bool) -> HeldKey:
         return HeldKey(key, records, next_attempt_us or None, is_unreadable)
 
     patch.setattr(held, "HeldKey", held_key)

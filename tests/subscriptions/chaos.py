@@ -67,6 +67,14 @@ def faults(sent: Sequence[Sent], found: Outcome, *, share_every: int = 1) -> lis
         emitted_order = [tuple(text.split(":")) for k, text in found.emitted if k == key]
         if [(t, str(n)) for t, n in rows] != emitted_order:
             wrong.append(f"{key}: emitted in another order than committed")
+    wrong.extend(_wrong_sums(sent, found, share_every))
+    if len(set(found.ids)) != len(found.ids):
+        wrong.append("two emitted events have one id")
+    return wrong
+
+
+def _wrong_sums(sent: Sequence[Sent], found: Outcome, share_every: int) -> list[str]:
+    wrong: list[str] = []
     totals: dict[str, int] = {}
     for _, key, n in sent:
         totals[group_of(key)] = totals.get(group_of(key), 0) + n + 1
@@ -77,8 +85,6 @@ def faults(sent: Sequence[Sent], found: Outcome, *, share_every: int = 1) -> lis
         wrong.append(f"additions: expected {totals}, found {dict(found.totals)}")
     if dict(found.shared) != counts:
         wrong.append(f"shared rows: expected {counts}, found {dict(found.shared)}")
-    if len(set(found.ids)) != len(found.ids):
-        wrong.append("two emitted events have one id")
     return wrong
 
 

@@ -71,7 +71,9 @@ class LastingStore(SqliteStore):
         shaky: Decides how often others run; ``None``: never.
     """
 
-    def __init__(self, path: Path | None, *, clock: ManualClock, changed: asyncio.Event, shaky: random.Random | None = None) -> None:
+    def __init__(
+        self, path: Path | None, *, clock: ManualClock, changed: asyncio.Event, shaky: random.Random | None = None
+    ) -> None:
         super().__init__(path, clock=clock, lease_s=LEASE_S)
         self._changed = changed
         self._shaky = shaky
@@ -129,7 +131,15 @@ class LastingStore(SqliteStore):
 class World:
     """One app on a log and a store. Make it with the `world` fixture's function, so that all of it is closed."""
 
-    def __init__(self, app: App[Any], log: Log, store: LastingStore, clock: ManualClock, changed: asyncio.Event, lend: Callable[[Store], None]) -> None:
+    def __init__(
+        self,
+        app: App[Any],
+        log: Log,
+        store: LastingStore,
+        clock: ManualClock,
+        changed: asyncio.Event,
+        lend: Callable[[Store], None],
+    ) -> None:
         self.app = app
         self.log = log
         self.store = store
@@ -206,7 +216,11 @@ class World:
         heads = {}
         while True:
             status = await self.store.status()
-            heads = {where: offset for topic in await self.log.topics() for where, offset in (await self.log.head(topic.name)).offsets.items()}
+            heads = {
+                where: offset
+                for topic in await self.log.topics()
+                for where, offset in (await self.log.head(topic.name)).offsets.items()
+            }
             if _is_settled(status, heads):
                 return
             fired = asyncio.get_running_loop().time()
@@ -268,9 +282,15 @@ class World:
     async def unfinished(self) -> int:
         """Return how many records are neither finished nor held."""
         status = await self.store.status()
-        heads = {where: offset for topic in await self.log.topics() for where, offset in (await self.log.head(topic.name)).offsets.items()}
+        heads = {
+            where: offset
+            for topic in await self.log.topics()
+            for where, offset in (await self.log.head(topic.name)).offsets.items()
+        }
         return sum(
-            heads[one.where] - one.through + len(one.unfinished) for subscription in status.subscriptions for one in subscription.progress
+            heads[one.where] - one.through + len(one.unfinished)
+            for subscription in status.subscriptions
+            for one in subscription.progress
         )
 
     async def aclose(self) -> None:
@@ -291,7 +311,12 @@ Make = Callable[..., Awaitable[World]]
 
 
 async def make_world(
-    app: App[Any], monkeypatch: pytest.MonkeyPatch, *, folder: Path | None = None, shaky: random.Random | None = None, log: Log | None = None
+    app: App[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    folder: Path | None = None,
+    shaky: random.Random | None = None,
+    log: Log | None = None,
 ) -> World:
     """Return a world; in files where `folder` is given."""
     clock = ManualClock()
@@ -307,5 +332,3 @@ async def make_world(
 
     monkeypatch.setattr("everlog.runtime.open_store", lend)
     return World(app, log, store, clock, changed, lent.append)
-
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
 from everlog.client.follower import Start, follow
-from everlog.client.publisher import Published, Publisher
+from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
 from everlog.contracts.envelope import Origin, address
@@ -44,9 +44,13 @@ class Client:
         self._source = source
         self._clock = clock
         self._create_topics = create_topics
-        name = producer or f"{source}-{secrets.token_hex(8)}"
+        from everlog.client.publisher import (
+            Publisher,
+        )  # with asyncio, which costs 40 ms: whoever only declares an app does without
+
+        name = producer or f"{source}-{os.urandom(8).hex()}"
         self._publisher = Publisher(log, name, named=producer is not None, clock=clock)
-        self._spread = itertools.count(secrets.randbelow(4_096))
+        self._spread = itertools.count(int.from_bytes(os.urandom(2), "big"))
         self._closed = False
 
     async def __aenter__(self) -> Client:
@@ -177,7 +181,7 @@ class Client:
         contracts: list[Contract[Any]] = [contract_of(cls) for cls in types]
         if not contracts:
             raise EventRefused("expected at least one type to follow, found none")
-        position = Position.parse(after, log=self._log.identity) if isinstance(after, str) else after
+        position = Position.parse(after if isinstance(after, str) else after.token(), log=self._log.identity) if after else None
         for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
             await self._ensuring(topic)()
         text = None if key is None else canonical_text(key)

@@ -5,33 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 from uuid import UUID
 
-import msgspec
-
+from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.envelope import Addressed
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, LogReadOnly, PublishUnknown
+from everlog.errors import LogReadOnly, PublishUnknown
 from everlog.log import DEDUPE_RANGE, Appended, Log, ProducerBatch, Status
 from everlog.position import Offset, Position, TopicPartition
-from everlog.record import derived_id
+from everlog.record import id_prefix
 
 _IN_FLIGHT: Final = DEDUPE_RANGE // 2
 """Most numbers of a partition between the oldest without an answer and the newest sent."""
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MOST_S: Final = 1.0
-
-
-class Published(msgspec.Struct, frozen=True):
-    """What became of the events of one call, in their order."""
-
-    ids: Sequence[str]
-    """Each event's id, unique within the source."""
-    position: Position
-    """Behind the events that this call stored. What was stored before, by a retry of a lost answer, is not in it."""
 
 
 class Publisher:
@@ -50,32 +42,30 @@ class Publisher:
         self.named = named
         self.clock = clock
         self._flows: dict[str, _Flow] = {}
-        self._opened: dict[tuple[str, int], asyncio.Future[None]] = {}  # a topic gets new types when more modules are imported
+        self._gates: dict[str, _Gate] = {}
 
     async def open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
-        """Make a topic ready to be sent to, once: create it, and learn a named producer's last numbers."""
-        place = (topic.name, len(topic.contracts))
-        opened = self._opened.get(place)
-        if opened is None:
-            opened = self._opened[place] = asyncio.ensure_future(self._open(topic, ensure))
-        try:
-            await asyncio.shield(opened)
-        except EverlogError:
-            self._opened.pop(place, None)  # another call may succeed
-            raise
+        """Make a topic ready to be sent to: make or check it, and learn a named producer's last numbers.
 
-    async def _open(self, topic: Topic, ensure: Callable[[], Awaitable[None]] | None) -> None:
-        if ensure is not None:
-            await ensure()
-        if topic.name in self._flows:
-            return
-        last: Mapping[int, int] = await self.log.last_sequence(self.name, topic.name) if self.named else {}
-        self._flows[topic.name] = _Flow({partition: number + 1 for partition, number in last.items()})
+        Calls go on in the order in which they came.
+        """
+        gate = self._gates.setdefault(topic.name, _Gate())
+        gate.in_line += 1
+        try:
+            async with gate.lock:
+                if ensure is not None and gate.types != len(topic.contracts):  # it gets new ones when more modules are imported
+                    await ensure()
+                gate.types = len(topic.contracts)
+                if topic.name not in self._flows:
+                    last: Mapping[int, int] = await self.log.last_sequence(self.name, topic.name) if self.named else {}
+                    self._flows[topic.name] = _Flow({partition: number + 1 for partition, number in last.items()})
+        finally:
+            gate.in_line -= 1
 
     def is_open(self, topic: Topic) -> bool:
-        """Tell whether `open` has ended for a topic."""
-        opened = self._opened.get((topic.name, len(topic.contracts)))
-        return opened is not None and opened.done() and opened.exception() is None
+        """Tell whether a topic can be sent to at once: it is ready, and nobody waits who came before."""
+        gate = self._gates.get(topic.name)
+        return gate is not None and gate.in_line == 0 and gate.types == len(topic.contracts)
 
     async def send(self, addressed: Sequence[Addressed], *, timeout_s: float) -> Published:
         """Append records under the next numbers and wait until all are stored.
@@ -83,24 +73,28 @@ class Publisher:
         Each topic's partitions are stored whole or not at all. A lost answer is asked for again, under the same numbers.
 
         Raises:
+            LogReadOnly: No answer to earlier events within `timeout_s` seconds; nothing was sent.
             PublishUnknown: No answer within `timeout_s` seconds.
             EverlogError: The log refused some; what of the other partitions is stored stays.
         """
-        sends: list[_Send] = []
-        started: list[Awaitable[Appended]] = []
+        counts = [Counter([record.partition for record in target.records]) for target in addressed]
+        flows = [self._flows[target.topic.name] for target in addressed]
         try:
-            for target in addressed:
-                flow = self._flows[target.topic.name]
-                parts: dict[int, int] = {}
-                for record in target.records:
-                    parts[record.partition] = parts.get(record.partition, 0) + 1
-                if flow.is_full(parts):
-                    await flow.turn(parts)
-                # Numbers are taken and first sent without an await between: n + 1 never leaves before n.
-                send = _Send(self, flow, target, flow.take(parts))
-                sends.append(send)
-                started.append(send.start())
-            return await self._finish(sends, started, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                for flow, parts in zip(flows, counts, strict=True):
+                    if flow.is_full(parts):
+                        await flow.turn(parts)
+        except TimeoutError as error:
+            raise LogReadOnly(
+                f"the log has not answered earlier events within {timeout_s:g} s, and no more are sent meanwhile: nothing of this call was "
+                f"sent; publish it again later"
+            ) from error
+        # Numbers are taken and first sent without an await between: n + 1 never leaves before n.
+        sends = [
+            _Send(self, flow, target, flow.take(parts)) for flow, target, parts in zip(flows, addressed, counts, strict=True)
+        ]
+        try:
+            return await self._finish(sends, [send.start() for send in sends], timeout_s)
         finally:
             for send in sends:
                 send.leave()
@@ -108,13 +102,12 @@ class Publisher:
     async def _finish(self, sends: Sequence[_Send], started: Sequence[Awaitable[Appended]], timeout_s: float) -> Published:
         try:
             async with asyncio.timeout(timeout_s):
-                for send, answer in zip(sends, started, strict=True):
+                for send, answer in zip([send for send in sends if not send.is_settled], started, strict=True):
                     await send.settle(answer)
         except TimeoutError as error:
-            open_sends = [send for send in sends if not send.is_settled]
 
             async def retry(timeout_s: float = timeout_s) -> Published:
-                return await self._finish(open_sends, [send.start() for send in open_sends], timeout_s)
+                return await self._finish(sends, [send.start() for send in sends if not send.is_settled], timeout_s)
 
             raise PublishUnknown(
                 f"the log did not answer within {timeout_s:g} s, so whether the events are stored is unknown: "
@@ -126,6 +119,16 @@ class Publisher:
                 if asyncio.iscoroutine(answer):
                     answer.close()
         return _published(self.log.identity, sends)
+
+
+class _Gate:
+    """Who waits for a topic to be made ready, in line."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.in_line = 0
+        self.types = 0
+        """How many of the topic's types the log knows."""
 
 
 class _Flow:
@@ -222,27 +225,34 @@ class _Send:
         """Let later sends have the room that this one took."""
         self._flow.leave(self.first)
 
-    def ids(self) -> Sequence[str]:
+    def ids(self) -> list[str]:
         """Return the id of each record."""
-        numbers = dict(self.first)
-        ids: list[str] = []
-        for record in self.target.records:
-            number = numbers[record.partition]
-            numbers[record.partition] = number + 1
-            ids.append(record.id or derived_id(self._publisher.name, self.target.topic.name, record.partition, number))
-        return ids
+        topic = self.target.topic.name
+        prefixes = {partition: id_prefix(self._publisher.name, topic, partition) for partition in self.first}
+        numbers = {partition: itertools.count(first) for partition, first in self.first.items()}
+        derived = [f"{prefixes[record.partition]}{next(numbers[record.partition])}" for record in self.target.records]
+        return [record.id or id_ for record, id_ in zip(self.target.records, derived, strict=True)]
 
 
 def _published(log: UUID, sends: Sequence[_Send]) -> Published:
-    by_place: list[tuple[int, str]] = []
     offsets: dict[TopicPartition, Offset] = {}
     for send in sends:
-        by_place.extend(zip(send.target.places, send.ids(), strict=True))
         if send.appended is None:
             continue
-        for record, offset in zip(send.target.records, send.appended.offsets, strict=True):
-            if offset is not None:
-                where = TopicPartition(send.target.topic.name, record.partition)
-                offsets[where] = max(offset, offsets.get(where, offset))
-    by_place.sort()
-    return Published([id_ for _, id_ in by_place], Position(log, offsets))
+        topic = send.target.topic.name
+        partitions = [record.partition for record in send.target.records]
+        last = dict(zip(partitions, send.appended.offsets, strict=True))  # they grow in each partition
+        if None in last.values():  # some were stored before
+            last = {
+                partition: offset
+                for partition, offset in zip(partitions, send.appended.offsets, strict=True)
+                if offset is not None
+            }
+        offsets.update({TopicPartition(topic, partition): offset for partition, offset in last.items() if offset is not None})
+    return Published(partial(_ids, sends), Position(log, offsets))
+
+
+def _ids(sends: Sequence[_Send]) -> Sequence[str]:
+    if len(sends) == 1:
+        return sends[0].ids()
+    return [id_ for _, id_ in sorted([pair for send in sends for pair in zip(send.target.places, send.ids(), strict=True)])]

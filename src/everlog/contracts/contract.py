@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ATTRIBUTE: Final = "__everlog_contract__"
-_encoder: Final = msgspec.json.Encoder()
-_slices: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Contract(Generic[T]):
@@ -52,13 +51,13 @@ class Contract(Generic[T]):
         """
         sent = list(events)
         try:
-            body = _encoder.encode(sent)
+            slices = [_encode(event) for event in sent]
+            body = b"[" + b",".join(slices) + b"]"
             is_proved = self._list_decoder.decode(body) == sent
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError, InvalidOperation) as error:
             raise self._fault(sent) from error
         if not is_proved:
             raise self._fault(sent)
-        slices = [bytes(raw) for raw in _slices.decode(body)]
         if len(body) > MAX_DATA_BYTES:
             for data in slices:
                 if len(data) > MAX_DATA_BYTES:

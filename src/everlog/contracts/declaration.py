@@ -28,15 +28,30 @@ def check_class(cls: type, name: str, key: str | None) -> None:
     """
     if not _is_carrier(cls):
         raise DeclarationError(f"{name!r}: expected a subclass of everlog.Event or a dataclass, found {cls!r}")
+    info = check_values(cls, name)
+    if key is not None:
+        _check_key(info, cls, name, key)
+
+
+def check_values(cls: Any, name: str) -> inspect.Type:
+    """Check that values of a type can be read back from JSON, and that being equal then proves them whole; return what it is.
+
+    Args:
+        cls: Any type.
+        name: What it is declared for, for the error.
+
+    Raises:
+        DeclarationError: They cannot; names the place inside the type.
+    """
+    shown = getattr(cls, "__name__", str(cls))
     try:
         info = inspect.type_info(cls)
         msgspec.json.Decoder(cls)
     except (TypeError, NameError) as error:
-        raise DeclarationError(f"{name!r}: {cls.__name__} has a field that cannot be read back from JSON: {error}") from error
-    for path, found in _walk(info, cls.__name__, set()):
+        raise DeclarationError(f"{name!r}: {shown} cannot be read back from JSON: {error}") from error
+    for path, found in _walk(info, shown, set()):
         _check_type(found, path, name)
-    if key is not None:
-        _check_key(info, cls, name, key)
+    return info
 
 
 def _is_carrier(cls: Any) -> bool:
@@ -97,6 +112,10 @@ def _walk(info: inspect.Type, path: str, seen: set[type]) -> Iterator[tuple[str,
         for field in info.fields:
             yield from _walk(field.type, f"{path}.{field.name}", seen)
     else:
+        if isinstance(info, inspect.NamedTupleType | inspect.TypedDictType):
+            if info.cls in seen:
+                return
+            seen.add(info.cls)
         for inner, child in _parts(info, path):
             yield from _walk(child, inner, seen)
 

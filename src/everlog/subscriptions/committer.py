@@ -26,20 +26,30 @@ _logger: Final = logging.getLogger("everlog")
 class Pending:
     """A finished unit on its way into the store, and who wants to know what became of it."""
 
-    __slots__ = ("done", "settle", "unit", "work")
+    __slots__ = ("_done", "_outcome", "settle", "unit", "work")
 
     def __init__(self, unit: Unit, work: SlotWork, settle: Callable[[Pending, Outcome], None]) -> None:
         self.unit = unit
         self.work = work
         self.settle = settle
         """Called once, on the event loop, right after the outcome is known."""
-        self.done: asyncio.Future[Outcome] | None = None
+        self._done: asyncio.Future[Outcome] | None = None
+        self._outcome: Outcome | None = None
 
     def outcome(self) -> asyncio.Future[Outcome]:
         """Return a future of what became of it."""
-        if self.done is None:
-            self.done = asyncio.get_running_loop().create_future()
-        return self.done
+        if self._done is None:
+            self._done = asyncio.get_running_loop().create_future()
+            if self._outcome is not None:
+                self._done.set_result(self._outcome)
+        return self._done
+
+    def tell(self, outcome: Outcome) -> None:
+        """Say what became of it, once."""
+        self._outcome = outcome
+        self.settle(self, outcome)
+        if self._done is not None and not self._done.done():
+            self._done.set_result(outcome)
 
 
 class Committer:
@@ -150,7 +160,7 @@ class Committer:
                 if not waiter.done():
                     waiter.set_result(None)
         for pending, outcome in zip(group, outcomes, strict=True):
-            self._tell(pending, outcome)
+            pending.tell(outcome)
         void = [pending.unit for pending, outcome in zip(group, outcomes, strict=True) if outcome is not Outcome.COMMITTED]
         if void:
             self._drop(void)
@@ -174,7 +184,7 @@ class Committer:
         while self._queue and len(group) < GROUP_UNITS and size < GROUP_BYTES:
             pending = self._queue.popleft()
             if not pending.work.is_ours:  # the slot may be ours again, under another lease: what was done under this one is void
-                self._tell(pending, Outcome.FENCED)
+                pending.tell(Outcome.FENCED)
                 continue
             group.append(pending)
             size += pending.unit.size
@@ -200,13 +210,7 @@ class Committer:
                 kept.append(pending)
         self._queue = kept
         for pending in gone:
-            self._tell(pending, Outcome.DROPPED)
-
-    @staticmethod
-    def _tell(pending: Pending, outcome: Outcome) -> None:
-        pending.settle(pending, outcome)
-        if pending.done is not None and not pending.done.done():
-            pending.done.set_result(outcome)
+            pending.tell(Outcome.DROPPED)
 
 
 def _reads(unit: Unit, versions: set[int]) -> bool:

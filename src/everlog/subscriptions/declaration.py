@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from everlog.contracts.contract import Contract
 from everlog.contracts.topic import Topic
@@ -15,16 +16,14 @@ from everlog.subscriptions.delivery import Delivery
 from everlog.subscriptions.handler import Handler
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(msgspec.Struct, frozen=True):
     """How events of one type are handled."""
 
     contract: Contract[Any]
     handler: Handler
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriptionDeclaration:
+class SubscriptionDeclaration(msgspec.Struct, frozen=True):
     """A name with its own progress, and what it does."""
 
     app: str
@@ -71,8 +70,7 @@ class SubscriptionDeclaration:
         return SubscriptionSpec(self.name, types, list(self.states))
 
 
-@dataclass(frozen=True, slots=True)
-class AppDeclaration:
+class AppDeclaration(msgspec.Struct, frozen=True):
     """An app: its name, its subscriptions, and what its handlers are given."""
 
     name: str

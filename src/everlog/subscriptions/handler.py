@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any
+
+import msgspec
 
 from everlog.contracts.contract import Contract, contract_of
 from everlog.errors import DeclarationError, EventRefused
 
 
-@dataclass(frozen=True, slots=True)
-class Handler:
+class Handler(msgspec.Struct, frozen=True):
     """One function, and the contracts of what it takes and what it says it returns."""
 
     function: Callable[..., Awaitable[Any]]

@@ -162,6 +162,7 @@ class Holding:
         lane.is_due = False
         lane.due_us = None
         while lane.work.is_open:
+            on_their_way = lane.uncommitted  # before the look: what is committed during it may not be in the answer
             rows = await self._store.held(lane.work.slot, lane.key)
             if rows:
                 if self._is_parked(rows[0]):
@@ -177,7 +178,7 @@ class Holding:
                 if outcome is not Outcome.COMMITTED:
                     return
                 lane.conflicts = 0
-            elif lane.uncommitted:
+            elif on_their_way or lane.uncommitted:
                 await self._committer.drain(lane.work)
             else:
                 lane.held = 0

@@ -6,13 +6,15 @@ that never came is run again.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from everlog.store import Delete, Put, ScanRead, StateKey, Store, Unit, Versioned
+
+if TYPE_CHECKING:
+    import asyncio  # loaded when it is used: `import everlog` does without
 
 _MOST_VOID: Final = 65_536
 """So many versions that never came are remembered: more than handlers can be suspended over. The commit would find a reader all the same."""
@@ -87,6 +89,8 @@ class Overlay:
         """
         entry = self._entries.get(place)
         if entry is not None and entry.is_blind:
+            import asyncio  # it costs 40 ms, and whoever only declares an app does not need it
+
             if entry.done is None:
                 entry.done = asyncio.get_running_loop().create_future()
             await asyncio.shield(entry.done)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from everlog.contracts.declaration import check_values
 from everlog.errors import DeclarationError, StoreError, TxRefused
 
 V = TypeVar("V")
@@ -53,10 +54,8 @@ class State(Generic[V]):
         self._name = name
         self.type = type_
         self.subscription = subscription
-        try:
-            self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(type_)
-        except TypeError as error:
-            raise DeclarationError(f"state {name!r}: its values cannot be read back from JSON: {error}") from error
+        check_values(type_, name)
+        self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(type_)
 
     @property
     def name(self) -> str:

@@ -41,7 +41,7 @@ def insert(group: Group, jobs: Sequence[int]) -> Sequence[int | EverlogError]:
 
 
 def database(path: Path | None, **options: Callable[[], int | None] | float) -> Numbers:
-    return Database(path, KIND, insert, size_of=lambda job: job, **options)  # type: ignore[arg-type]
+    return Database(path, KIND, insert, size_of=lambda job: job, wall_us=lambda: 0, **options)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -367,7 +367,7 @@ def apply(group, jobs):
             os.kill(os.getpid(), signal.SIGKILL)
     return [group.number for _ in jobs]
 async def main():
-    database = Database(Path(sys.argv[1]), KIND, apply, size_of=lambda job: 1)
+    database = Database(Path(sys.argv[1]), KIND, apply, size_of=lambda job: 1, wall_us=lambda: 0)
     await database.open()
     for number in sys.argv[2:]:
         await database.submit(int(number))

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+
+import msgspec
 
 from everlog.conformance.cases import case, holds, raises, same
 from everlog.conformance.log.harness import (
@@ -28,7 +29,7 @@ from everlog.position import TopicPartition
 @case(needs="durability")
 async def a_log_that_is_opened_again_is_the_same(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
-        await log.ensure_topic(dataclasses.replace(SPEC, types={"a.b/1": b"{}"}))
+        await log.ensure_topic(msgspec.structs.replace(SPEC, types={"a.b/1": b"{}"}))
         await log.append(TOPIC, [record(number, partition=number % 4) for number in range(50)])
         identity, topics, head = log.identity, await log.topics(), await log.head(TOPIC)
         before = await read_to_head(log, everything())

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import UTC, datetime
 from typing import Final
+
+import msgspec
 
 from everlog.conformance.cases import case, raises, same
 from everlog.conformance.log.harness import LogUnderTest, opened, record
@@ -69,7 +70,7 @@ async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: Lo
         await log.ensure_topic(_FULL)
         for setting, value in others.items():
             # Any: `replace` takes each field under its own type, and here they come from a table.
-            changed: TopicSpec = dataclasses.replace(_FULL, **{setting: value})  # type: ignore[arg-type]
+            changed: TopicSpec = msgspec.structs.replace(_FULL, **{setting: value})
             with raises(TopicMismatch, setting):
                 await log.ensure_topic(changed)
         same(await _spec(log, _FULL.name), _FULL, "the topic")
@@ -78,7 +79,7 @@ async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: Lo
 @case(needs="retention")
 async def the_limits_of_retention_are_kept_as_declared(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
-        limited = dataclasses.replace(_FULL, keep_s=86_400.0, keep_bytes=1 << 40)
+        limited = msgspec.structs.replace(_FULL, keep_s=86_400.0, keep_bytes=1 << 40)
         await log.ensure_topic(limited)
         same(await _spec(log, _FULL.name), limited, "the topic")
 
@@ -90,7 +91,7 @@ async def what_the_log_cannot_honour_is_refused_and_makes_no_topic(harness: LogU
         for feature, settings in wanted.items():
             if not getattr(log.features, feature):
                 # Any: as above
-                asking: TopicSpec = dataclasses.replace(_FULL, **settings)  # type: ignore[arg-type]
+                asking: TopicSpec = msgspec.structs.replace(_FULL, **settings)  # type: ignore[arg-type]
                 with raises(FeatureMissing, _FULL.name):
                     await log.ensure_topic(asking)
         same([spec.name for spec in await log.topics() if spec.name == _FULL.name], [], "topics made by asking")
@@ -101,7 +102,7 @@ async def another_schema_under_a_type_is_refused_with_the_place_that_differs(har
     async with opened(harness) as log:
         await log.ensure_topic(_FULL)
         with raises(SchemaMismatch, "$.properties.id.type"):
-            await log.ensure_topic(dataclasses.replace(_FULL, types={"conformance.new/1": _TWO, "conformance.one/1": _TWO}))
+            await log.ensure_topic(msgspec.structs.replace(_FULL, types={"conformance.new/1": _TWO, "conformance.one/1": _TWO}))
         same(await _spec(log, _FULL.name), _FULL, "the topic")
 
 
@@ -109,10 +110,10 @@ async def another_schema_under_a_type_is_refused_with_the_place_that_differs(har
 async def types_that_are_new_are_added_and_none_is_taken_away(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
         await log.ensure_topic(_FULL)
-        await log.ensure_topic(dataclasses.replace(_FULL, types={"conformance.two/1": _TWO}))
-        await log.ensure_topic(dataclasses.replace(_FULL, types={}))
+        await log.ensure_topic(msgspec.structs.replace(_FULL, types={"conformance.two/1": _TWO}))
+        await log.ensure_topic(msgspec.structs.replace(_FULL, types={}))
         both = {"conformance.one/1": _ONE, "conformance.two/1": _TWO}
-        same(await _spec(log, _FULL.name), dataclasses.replace(_FULL, types=both), "the topic")
+        same(await _spec(log, _FULL.name), msgspec.structs.replace(_FULL, types=both), "the topic")
 
 
 @case()

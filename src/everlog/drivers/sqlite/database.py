@@ -24,7 +24,7 @@ import apsw
 
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
-from everlog.drivers.sqlite.rows import first_of
+from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.drivers.sqlite.turn import Turn
 from everlog.errors import Closed, FileDamaged, FilePlace
 
@@ -34,8 +34,8 @@ R = TypeVar("R")
 GROUP_BYTES: Final = 4 << 20
 GROUP_JOBS: Final = 4_096
 
-HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0);"
-"""Part of every kind's tables: the number of the last commit."""
+HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL, at_us INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0, 0);"
+"""Part of every kind's tables: the number and the time of the last commit."""
 
 
 _NO_ROOM: Final = (
@@ -63,6 +63,8 @@ class Group(NamedTuple):
     connection: apsw.Connection
     number: int
     """The commit number that it will have."""
+    at_us: int
+    """Its time in microseconds since 1970 UTC: the wall time, but never before the last commit of the file."""
     alone: bool
     """No other process has committed since this one's last group: what was remembered of the file still holds."""
 
@@ -77,6 +79,7 @@ class Database(Generic[J, R]):
         apply: Callable[[Group, Sequence[J]], Sequence[R | Exception]],
         *,
         size_of: Callable[[J], int],
+        wall_us: Callable[[], int],
         tick: Callable[[], J | None] | None = None,
         tick_s: float = 1.0,
     ) -> None:
@@ -88,6 +91,7 @@ class Database(Generic[J, R]):
             apply: Changes the database for the jobs of one group, in the writer thread, inside its transaction. Gives one result or
                 error per job; a job with an error must have changed nothing.
             size_of: About how many bytes a job writes.
+            wall_us: The wall time, in microseconds since 1970 UTC.
             tick: Asked by the writer thread every `tick_s` for a job of its own, even while the event loop is busy.
             tick_s: Seconds between ticks.
         """
@@ -95,6 +99,7 @@ class Database(Generic[J, R]):
         self._kind = kind
         self._apply = apply
         self._size_of = size_of
+        self._wall_us = wall_us
         self._tick = tick
         self._tick_s = tick_s
         self._pid = os.getpid()
@@ -219,6 +224,8 @@ class Database(Generic[J, R]):
     def _gather(self, first: tuple[J, asyncio.Future[R]]) -> tuple[list[tuple[J, asyncio.Future[R] | None]], bool]:
         """Return what is queued, up to a group's bounds, without waiting; and whether the end was among it."""
         group: list[tuple[J, asyncio.Future[R] | None]] = [first]
+        if self._jobs.empty():
+            return group, False
         size = self._size_of(first[0])
         while size < GROUP_BYTES and len(group) < GROUP_JOBS:
             try:
@@ -328,11 +335,12 @@ class Database(Generic[J, R]):
         results: Sequence[R | BaseException]
         try:
             writer.execute("BEGIN IMMEDIATE")
-            number: int = first_of(writer, "SELECT number FROM head")
+            ((number, last_us),) = rows_of(writer, "SELECT number, at_us FROM head")
+            at_us = max(last_us, self._wall_us())
             alone = number == self._last_number
             self._last_number = -1
-            results = self._apply(Group(writer, number + 1, alone), jobs)
-            writer.execute("UPDATE head SET number = ?", (number + 1,))
+            results = self._apply(Group(writer, number + 1, at_us, alone), jobs)
+            writer.execute("UPDATE head SET number = ?, at_us = ?", (number + 1, at_us))
         except BaseException as error:
             self._last_number = -1
             self._roll_back()

@@ -20,7 +20,7 @@ from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import FeatureMissing, LogError, LogReadOnly, StartRefused, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.logs.sqlite.reader import SqliteReader
-from everlog.logs.sqlite.tables import LOG
+from everlog.logs.sqlite.tables import LOG, NEXT_OFFSET
 from everlog.logs.sqlite.writer import Append, Writer
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
@@ -52,8 +52,9 @@ class SqliteLog:
         self._database: Database[Append | TopicSpec, Appended | None] = Database(
             path,
             LOG,
-            Writer(clock).apply,
+            Writer().apply,
             size_of=_size,
+            wall_us=clock.wall_us,
         )
 
     async def open(self) -> None:
@@ -178,7 +179,7 @@ class SqliteLog:
         with self.reading() as connection:
             rows = rows_of(
                 connection,
-                "SELECT part, next_offset, first_offset FROM part WHERE topic = ?",
+                f"SELECT part, {NEXT_OFFSET}, first_offset FROM part WHERE topic = ?",
                 (self._existing(connection, topic),),
             )
         chosen = {part: next_ if column == "next_offset" else first for part, next_, first in rows}
@@ -195,7 +196,7 @@ class SqliteLog:
         offsets: dict[TopicPartition, Offset] = {}
         with self.reading() as connection:
             number = self._existing(connection, topic)
-            parts = rows_of(connection, "SELECT part, first_offset, next_offset FROM part WHERE topic = ?", (number,))
+            parts = rows_of(connection, f"SELECT part, first_offset, {NEXT_OFFSET} FROM part WHERE topic = ?", (number,))
             for part, first, next_ in parts:
                 low, high = first, next_  # the first record at or after the time lies in low … high
                 while low < high:
@@ -215,7 +216,7 @@ class SqliteLog:
             number = self._existing(connection, topic)
             for part, offset in after.items():
                 ((next_, first),) = rows_of(
-                    connection, "SELECT next_offset, first_offset FROM part WHERE topic = ? AND part = ?", (number, part)
+                    connection, f"SELECT {NEXT_OFFSET}, first_offset FROM part WHERE topic = ? AND part = ?", (number, part)
                 )
                 waiting = next_ - max(offset + 1, first)
                 if waiting <= 0:
@@ -243,7 +244,7 @@ class SqliteLog:
                 if line != "ok":
                     found.append(f"{self._path}: {line}")
             gaps = connection.execute(
-                """SELECT topic.name, part.part, first_offset, next_offset, coalesce(sum(last - first + 1), 0)
+                f"""SELECT topic.name, part.part, first_offset, {NEXT_OFFSET}, coalesce(sum(last - first + 1), 0)
                    FROM part JOIN topic ON topic.id = part.topic LEFT JOIN chunk ON chunk.topic = part.topic AND chunk.part = part.part
                    GROUP BY part.topic, part.part"""
             )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count as count_from
 from typing import Any, Final, NamedTuple
 
 import apsw
 import msgspec
 
 from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
-from everlog.clock import Clock
 from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, ProducerRun, encode_chunk, split
 from everlog.dedupe import Seen
 from everlog.drivers.sqlite.database import Group
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import EverlogError, TopicMissing
 from everlog.log import Appended, ProducerBatch, Status, TopicSpec
-from everlog.logs.sqlite.tables import PLACE_BITS
+from everlog.logs.sqlite.tables import NEXT_OFFSET, PLACE_BITS
 from everlog.position import Offset
 from everlog.record import MAX_DATA_BYTES, NewRecord
 from everlog.topics import merged
@@ -56,12 +56,10 @@ class _Tail:
 class Writer:
     """What the writer thread remembers of the file, valid while no other process commits."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._topics: dict[str, _Topic] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._numberings: dict[tuple[str, int, int], Numbering] = {}
-        self._last_us = 0
         self._swept_us = 0
 
     def apply(self, group: Group, jobs: Sequence[Append | TopicSpec]) -> Sequence[Appended | Exception | None]:
@@ -71,8 +69,6 @@ class Writer:
             self._topics.clear()
             self._next.clear()
             self._numberings.clear()
-            ((self._last_us,),) = rows_of(connection, "SELECT last_us FROM log_time")
-        self._last_us = max(self._last_us, self._clock.wall_us())
         tails: dict[tuple[int, int], _Tail] = {}
         touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
         results: list[Appended | Exception | None] = []
@@ -86,7 +82,7 @@ class Writer:
             except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
                 results.append(refusal)
         self._write_chunks(group, tails)
-        self._write_producers(connection, touched)
+        self._write_producers(group, touched)
         return results
 
     def _topic(self, connection: apsw.Connection, name: str) -> _Topic | None:
@@ -129,7 +125,9 @@ class Writer:
                 (part, numbering, rule(part, numbering, topic=job.topic, producer=name, max_record_bytes=MAX_DATA_BYTES))
             )
         count = len(job.records)
-        statuses = [Status.DUPLICATE] * count
+        is_whole = all([len(ruling.store) == len(part.records) for part, _, ruling in ruled])
+        statuses = [Status.STORED if is_whole else Status.DUPLICATE] * count
+        firsts: dict[int, int] = {}
         offsets: list[Offset | None] = [None] * count
         errors: list[EverlogError | None] = []
         for part, numbering, ruling in ruled:
@@ -148,11 +146,18 @@ class Writer:
                 tail = tails[place] = _Tail(self._next_offset(connection, place))
             offset = tail.base + len(tail.records)
             tail.runs.extend(runs_of(part, ruling.store, name))
+            if is_whole:
+                tail.records.extend(part.records)
+                firsts[part.partition] = offset
+                continue
             for at in ruling.store:
                 tail.records.append(part.records[at])
                 index = part.indices[at]
                 statuses[index], offsets[index] = Status.STORED, Offset(offset)
                 offset += 1
+        if is_whole:  # as nearly always: one pass for all
+            nexts = {partition: count_from(first) for partition, first in firsts.items()}
+            offsets[:] = [Offset(next(nexts[record.partition])) for record in job.records]
         return Appended(statuses, offsets, errors)
 
     def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
@@ -173,7 +178,7 @@ class Writer:
     def _next_offset(self, connection: apsw.Connection, place: tuple[int, int]) -> int:
         known = self._next.get(place)
         if known is None:
-            ((known,),) = rows_of(connection, "SELECT next_offset FROM part WHERE topic = ? AND part = ?", place)
+            ((known,),) = rows_of(connection, f"SELECT {NEXT_OFFSET} FROM part WHERE topic = ? AND part = ?", place)
             self._next[place] = known
         return known
 
@@ -181,20 +186,17 @@ class Writer:
         rows: list[tuple[Any, ...]] = []
         for (topic, part), tail in tails.items():
             for start, stop, records, runs in _pieces(tail):
-                body = encode_chunk(records, runs, self._last_us)
+                body = encode_chunk(records, runs, group.at_us)
                 first, last = tail.base + start, tail.base + stop - 1
-                rows.append((group.number << PLACE_BITS | len(rows), topic, part, first, last, self._last_us, body))
+                rows.append((group.number << PLACE_BITS | len(rows), topic, part, first, last, group.at_us, body))
             self._next[topic, part] = tail.base + len(tail.records)
         if rows:
             group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            nexts = [(self._next[place], *place) for place in tails]
-            group.connection.executemany("UPDATE part SET next_offset = ? WHERE topic = ? AND part = ?", nexts)
-            group.connection.execute("UPDATE log_time SET last_us = ?", (self._last_us,))
 
-    def _write_producers(self, connection: apsw.Connection, touched: Mapping[tuple[str, int, int], bool]) -> None:
+    def _write_producers(self, group: Group, touched: Mapping[tuple[str, int, int], bool]) -> None:
         if not touched:
             return
-        now_us = self._clock.wall_us()
+        connection, now_us = group.connection, group.at_us
         rows: list[tuple[Any, ...]] = []
         for place, named in touched.items():
             known = self._numberings[place]

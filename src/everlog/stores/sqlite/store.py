@@ -93,7 +93,7 @@ class SqliteStore:
         if path is not None:
             path = path.resolve()  # all names of one file find the same turn and the same bell beside it
         self._database: Database[Job, object] = Database(
-            path, STORE, _apply, size_of=lambda job: job.size, tick=self._heartbeat, tick_s=lease_s / 3
+            path, STORE, _apply, size_of=lambda job: job.size, wall_us=clock.wall_us, tick=self._heartbeat, tick_s=lease_s / 3
         )
         self._clock = clock
         self._lease_s = lease_s
