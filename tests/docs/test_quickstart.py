@@ -46,7 +46,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     (wheel,) = folder.glob("*.whl")
-    pip = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel]
+    python = str(folder / "venv/bin/python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
     return folder / "venv/bin"
 
@@ -63,7 +64,7 @@ def test_the_quickstart_does_what_it_prints(installed: Path, tmp_path: Path) -> 
         "TERM": "dumb",
         "HOME": str(tmp_path.parent),
     }
-    shell = pexpect.spawn(
+    shell: pexpect.spawn[str] = pexpect.spawn(
         "/bin/bash",
         ["--norc", "--noprofile", "-i"],
         cwd=str(tmp_path),
