@@ -330,7 +330,7 @@ class Database(Generic[J, R]):
                     tell([NothingStored(str(error))] * len(jobs))
                     return
             tell(self._transaction(jobs))
-            if self._last_number >= 0:
+            if self._last_number >= 0:  # before anybody is told: what is acknowledged is missed, should the WAL lose it
                 with contextlib.suppress(OSError):  # it is committed; who waits looks again by itself
                     self.bell.ring(self._last_number)
         finally:
