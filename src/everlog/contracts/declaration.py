@@ -28,17 +28,18 @@ def check_class(cls: type, name: str, key: str | None) -> None:
     """
     if not _is_carrier(cls):
         raise DeclarationError(f"{name!r}: expected a subclass of everlog.Event or a dataclass, found {cls!r}")
-    info = check_values(cls, name)
+    info = check_values(cls, name, needs_zones=True)
     if key is not None:
         _check_key(info, cls, name, key)
 
 
-def check_values(cls: Any, name: str) -> inspect.Type:
+def check_values(cls: Any, name: str, *, needs_zones: bool = False) -> inspect.Type:
     """Check that values of a type can be read back from JSON, and that being equal then proves them whole; return what it is.
 
     Args:
         cls: Any type.
         name: What it is declared for, for the error.
+        needs_zones: A datetime in it must be declared with a zone: other programs will read it.
 
     Raises:
         DeclarationError: They cannot; names the place inside the type.
@@ -50,7 +51,7 @@ def check_values(cls: Any, name: str) -> inspect.Type:
     except (TypeError, NameError) as error:
         raise DeclarationError(f"{name!r}: {shown} cannot be read back from JSON: {error}") from error
     for path, found in _walk(info, shown, set()):
-        _check_type(found, path, name)
+        _check_type(found, path, name, needs_zones=needs_zones)
     return info
 
 
@@ -78,8 +79,8 @@ def _check_key(info: inspect.Type, cls: type, name: str, key: str) -> None:
             raise DeclarationError(f"{name!r}: the key field {key!r} is a {shown}: expected str, int, UUID, Decimal or an enum")
 
 
-def _check_type(info: inspect.Type, path: str, name: str) -> None:
-    if isinstance(info, inspect.DateTimeType) and info.tz is not True:
+def _check_type(info: inspect.Type, path: str, name: str, *, needs_zones: bool) -> None:
+    if needs_zones and isinstance(info, inspect.DateTimeType) and info.tz is not True:
         raise DeclarationError(
             f"{name!r}: {path} is a datetime without a zone, which names no moment: "
             f"write Annotated[datetime, msgspec.Meta(tz=True)]"

@@ -299,26 +299,20 @@ class Database(Generic[J, R]):
     def _commit(self, group: Sequence[tuple[J, asyncio.Future[R] | None]]) -> None:
         """Apply one group in one transaction, and tell every job's future."""
         jobs = [job for job, _ in group]
-
-        def tell(results: Sequence[R | BaseException]) -> None:
-            self._tell(
-                _settle, [(future, result) for (_, future), result in zip(group, results, strict=True) if future is not None]
-            )
-
+        results: Sequence[R | BaseException]
         try:
             if self._lock is None:
-                self._commit_file(jobs, tell)
+                results = self._commit_file(jobs)
             else:
                 with self._lock:
                     results = self._transaction(jobs)
-                tell(results)
                 self.bell.ring(self._last_number)
         except OSError as error:  # of the turn's file: the thread lives on, and nobody waits for ever
             self._suspect = True
-            tell([OutcomeUnknown(str(error))] * len(jobs))
+            results = [OutcomeUnknown(str(error))] * len(jobs)
+        self._tell(_settle, [(future, result) for (_, future), result in zip(group, results, strict=True) if future is not None])
 
-    def _commit_file(self, jobs: Sequence[J], tell: Callable[[Sequence[R | BaseException]], None]) -> None:
-        """Commit under the turn; who waits for the results is told first, then those who wait for the bell."""
+    def _commit_file(self, jobs: Sequence[J]) -> Sequence[R | BaseException]:
         assert self._turn is not None
         in_order = self._turn.take()
         try:
@@ -327,12 +321,12 @@ class Database(Generic[J, R]):
                 try:
                     self._sync_all()
                 except apsw.Error as error:
-                    tell([NothingStored(str(error))] * len(jobs))
-                    return
-            tell(self._transaction(jobs))
+                    return [NothingStored(str(error))] * len(jobs)
+            results = self._transaction(jobs)
             if self._last_number >= 0:  # before anybody is told: what is acknowledged is missed, should the WAL lose it
                 with contextlib.suppress(OSError):  # it is committed; who waits looks again by itself
                     self.bell.ring(self._last_number)
+            return results
         finally:
             self._turn.give(in_order=not self._suspect)
 
