@@ -109,7 +109,7 @@ Ours, and made from a seed: opening stock, distances between branches, fraud bur
 
 Look at what it left behind:
   cd {shlex.quote(str(demo.folder))}
-  export PATH={shlex.quote(str(EVERLOG.parent))}:$PATH PYTHONPATH={shlex.quote(str(Path(__file__).parent))}
+  export PATH={shlex.quote(os.path.normpath(EVERLOG.parent))}:$PATH PYTHONPATH={shlex.quote(str(Path(__file__).parent))}
   everlog status
   everlog topics
   everlog tail --from beginning --limit 5 --topic shop.reservations

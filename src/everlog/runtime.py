@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, LeaseLost
+from everlog.errors import EverlogError, LeaseLost, StoreReadOnly
 from everlog.log import Log
 from everlog.position import Offset
 from everlog.settings import Settings, open_log, open_store, resolve, shown
@@ -197,9 +197,12 @@ class AppRuntime:
         while True:
             await self._look.wait()
             self._look.clear()
-            for slots in self._slots:
-                await slots.settle()
-            await self._answer()
+            try:
+                for slots in self._slots:
+                    await slots.settle()
+                await self._answer()
+            except StoreReadOnly as error:  # it works on what it has, and looks again with the next stroke
+                _logger.warning("%s: slots cannot be shared for now: %s", self._declaration.name, error)
             await self._clock.sleep(_LOOK_EVERY_S)  # one look for many commits
 
     async def _answer(self) -> None:
