@@ -27,7 +27,6 @@ def test_the_environment_goes_before_the_code() -> None:
     assert Settings().from_env({}) == Settings()
 
 
-@pytest.mark.xfail(strict=True, reason="bug 26")
 def test_a_number_that_the_code_gives_as_an_int_is_read_from_the_environment_too() -> None:
     assert Settings(lease_s=9).from_env({"EVERLOG_LEASE_S": "0.5"}).lease_s == 0.5
 

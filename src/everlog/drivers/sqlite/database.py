@@ -34,8 +34,8 @@ R = TypeVar("R")
 GROUP_BYTES: Final = 4 << 20
 GROUP_JOBS: Final = 4_096
 
-HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL, at_us INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0, 0);"
-"""Part of every kind's tables: the number and the time of the last commit."""
+HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL, at_us INTEGER NOT NULL, total INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0, 0, 0);"
+"""Part of every kind's tables: the number and the time of the last commit, and room for what a kind counts."""
 
 
 _NO_ROOM: Final = (

@@ -248,6 +248,10 @@ class SqliteLog:
                    FROM part JOIN topic ON topic.id = part.topic LEFT JOIN chunk ON chunk.topic = part.topic AND chunk.part = part.part
                    GROUP BY part.topic, part.part"""
             )
+            ends = first_of(connection, f"SELECT coalesce(sum({NEXT_OFFSET}), 0) FROM part")
+            total = first_of(connection, "SELECT total FROM head")
+            if ends != total:
+                found.append(f"{self._path}: expected {total:,} records since the log was made, found {ends:,}")
             for name, part, first, next_, held in gaps:
                 if held != next_ - first:
                     found.append(f"{name}/{part}: expected {next_ - first} records from offset {first} on, found {held}")

@@ -192,6 +192,10 @@ class Writer:
             self._next[topic, part] = tail.base + len(tail.records)
         if rows:
             group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            stored = sum([len(tail.records) for tail in tails.values()])
+            group.connection.execute(
+                "UPDATE head SET total = total + ?", (stored,)
+            )  # so that `verify` misses what somebody deletes
 
     def _write_producers(self, group: Group, touched: Mapping[tuple[str, int, int], bool]) -> None:
         if not touched:
