@@ -32,6 +32,13 @@ def test_one_signal_stops_it_with_0(shop: Path, start: Start, number: signal.Sig
     assert worker.end(number) == 0
 
 
+def test_a_stop_while_its_module_is_imported_is_a_stop_in_order(shop: Path, start: Start) -> None:
+    (shop / "slow_to_come.py").write_text("import threading\nprint('importing', flush=True)\nthreading.Event().wait()\n")
+    worker = start("run", "slow_to_come")
+    worker.wait_for("importing")
+    assert worker.end(signal.SIGTERM) == 0
+
+
 def test_a_second_sigterm_ends_it_at_once_with_143(shop: Path, cli: Cli, start: Start) -> None:
     publish(cli, "slow")
     worker = start("run", "shop:billing", "--grace-s", "3600", "--log-level", "debug")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,6 +53,7 @@ def run(  # noqa: PLR0913 one per flag
     ] = "info",
 ) -> None:
     """Run apps in this process until SIGTERM or SIGINT; the second signal ends it at once."""
+    signal.signal(signal.SIGTERM, _end_before_work)  # until the apps run and stop in order
     settings = settings_from(
         log_url=log_url,
         store_url=store_url,
@@ -68,6 +71,11 @@ def run(  # noqa: PLR0913 one per flag
     runner.run(run_apps(declarations, settings, on_ready=_show))
     with suppress(OSError):
         screen().print("stopped")
+
+
+def _end_before_work(number: int, frame: object) -> None:  # noqa: ARG001 what a signal handler is given
+    """End with 0: a stop that comes while modules are still imported stops nothing."""
+    os._exit(0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
