@@ -17,6 +17,9 @@ from everlog.subscriptions.run import Run
 READ_AHEAD_BYTES: Final = 16 << 20
 """Most bytes of records that a process has read and not finished."""
 
+_QUEUED_BYTES: Final = 2 << 20
+"""So many bytes wait at most to be taken: enough for the next two reads, and little memory."""
+
 
 class Feed:
     """What one subscription has read and not finished.
@@ -93,8 +96,10 @@ class Feed:
 
     def _has_room(self) -> bool:
         self._live = {run for run in self._live if not run.is_taken or run.open}
-        held_bytes = sum([run.size for run in self._live]) + sum([run.size for run in self._runs])
-        return held_bytes < self._read_ahead_bytes
+        queued = sum([run.size for run in self._runs])
+        if queued >= _QUEUED_BYTES:
+            return False
+        return queued + sum([run.size for run in self._live]) < self._read_ahead_bytes
 
     def next(self) -> Run | None:
         """Return the run to take from; ``None`` where there is none.

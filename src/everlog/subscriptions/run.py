@@ -31,7 +31,7 @@ Item = tuple[int, str | None, Any, Branch | Unreadable]
 class Run:
     """Records of one chunk, taken one by one by whichever worker is active. Memory is held until all are finished."""
 
-    __slots__ = ("_count", "_indices", "chunk", "is_taken", "items", "number", "open", "partition", "size", "work")
+    __slots__ = ("_branches", "_count", "_indices", "_items", "chunk", "is_taken", "number", "open", "partition", "size", "work")
 
     def __init__(self, chunk: Chunk, work: SlotWork, branches: Mapping[str, Branch]) -> None:
         self.chunk = chunk
@@ -46,7 +46,15 @@ class Run:
         self.size = len(chunk.data)
         self._count = chunk.length
         self._indices = iter(range(chunk.start, chunk.length))
-        self.items = self._decode(branches)
+        self._branches = branches
+        self._items: Iterator[Item] | None = None
+
+    @property
+    def items(self) -> Iterator[Item]:
+        """The records that are left to take. Decoded when they are first asked for: what is read ahead waits as bytes."""
+        if self._items is None:
+            self._items = self._decode(self._branches)
+        return self._items
 
     @property
     def taken(self) -> Offset | None:
