@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 
-from everlog.drivers.sqlite.database import raise_switch_rate
+from everlog.cli.run import SWITCH_INTERVAL_S
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ def _measured(side: Callable[[], float]) -> float:
 def run_as_service(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `everlog run` runs an app: on uvloop, with its switch interval for threads."""
     before_s = sys.getswitchinterval()
-    raise_switch_rate()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         return uvloop.run(work)
     finally:

@@ -13,9 +13,6 @@ from uuid import UUID
 
 from everlog.errors import KeyRefused
 
-KeyValue = str | int | UUID | Decimal | Enum
-"""What may stand in a key field."""
-
 HASH_NAME: Final = "murmur2"
 _SEED: Final = 0x9747B28C
 _M: Final = 0x5BD1E995

@@ -16,9 +16,9 @@ from tests.subscriptions.world import Left
 from everlog import App, Delivery, Retry, Tx
 from everlog.errors import DeclarationError, TxRefused
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Progress, Slot, Survey
+from everlog.store import Progress, Survey
 from everlog.subscriptions.failure import TRACE_BYTES, describe
-from everlog.subscriptions.progress import PartitionProgress, SlotWork
+from everlog.subscriptions.progress import PartitionProgress
 from everlog.subscriptions.run import Run
 from everlog.subscriptions.slots import balance
 from everlog.subscriptions.state import State, key_of, key_text
@@ -196,14 +196,6 @@ def test_progress_resumes_before_the_first_unfinished_record_and_wants_only_the_
     assert progress.start == 6
     assert [offset for offset in range(5, 24) if progress.wants(Offset(offset))] == [7, 15, 21, 22, 23]
     assert progress.snapshot(set()) == Progress(WHERE, Offset(20), [Offset(7), Offset(15)])
-
-
-def test_a_slot_counts_its_unfinished_records() -> None:
-    work = SlotWork(Lease(Slot("a", 0), 1, 1), [Progress(WHERE, Offset(-1))])
-    run = run_of(0, 3)
-    work.partitions[WHERE].take(Offset(0), run)
-    work.partitions[WHERE].take(Offset(0), run)
-    assert work.unfinished == 1
 
 
 # ---- states and their keys ----

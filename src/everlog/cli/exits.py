@@ -22,7 +22,6 @@ FAILED: Final = 1
 USAGE: Final = 2
 LAGS: Final = 3
 REFUSED: Final = 4
-INTERRUPTED: Final = 130
 
 _OURS: Final = str(Path(__file__).resolve().parent.parent)
 

@@ -73,7 +73,6 @@ class Committer:
 
     def touch(self, work: SlotWork, *, urgent: bool) -> None:
         """Note that a slot's progress has changed; `urgent`: nothing else is waiting to be handled."""
-        work.is_dirty = True
         self._dirty[work] = None
         self._is_urgent = self._is_urgent or urgent
         self._wake.set()

@@ -89,10 +89,3 @@ class SlotWork:
         """The lease was not lost."""
         self.is_open = True
         """New records are taken; cleared to give the slot back, or by a policy that stops it."""
-        self.is_dirty = False
-        """Its progress has changed since the last commit."""
-
-    @property
-    def unfinished(self) -> int:
-        """How many records are taken and not finished."""
-        return sum(len(partition.open) for partition in self.partitions.values())
