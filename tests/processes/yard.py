@@ -59,6 +59,12 @@ class Process:
         with suppress(ProcessLookupError):
             self.child.send_signal(number)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Every thread of it stands still; where the system does not say, taken for granted."""
+        stats = [path.read_text() for path in Path(f"/proc/{self.child.pid}/task").glob("*/stat")]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in stats)
+
     async def end(self, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; read what it said until then."""
         self.send(number)
