@@ -14,9 +14,9 @@ from everlog.clock import SystemClock
 from everlog.contracts.event import AnyEvent
 from everlog.errors import DeclarationError, FeatureMissing
 from everlog.settings import Settings
-from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration
+from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration, ThreadBranch
 from everlog.subscriptions.delivery import Delivery
-from everlog.subscriptions.handler import make_handler
+from everlog.subscriptions.handler import Batching, make_handler
 from everlog.subscriptions.state import State
 from everlog.subscriptions.tx import Tx
 
@@ -32,7 +32,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class On(Protocol[E, R]):
-    """Takes an async function of an event, or of an event and a `Tx`, and returns it unchanged."""
+    """Takes a function of an event, or of an event and a `Tx`, async or plain, and returns it unchanged."""
 
     @overload
     def __call__(self, function: Callable[[E], Coroutine[Any, Any, Emits]], /) -> Callable[[E], Coroutine[Any, Any, Emits]]: ...
@@ -40,6 +40,27 @@ class On(Protocol[E, R]):
     def __call__(
         self, function: Callable[[E, Tx[R]], Coroutine[Any, Any, Emits]], /
     ) -> Callable[[E, Tx[R]], Coroutine[Any, Any, Emits]]: ...
+    @overload
+    def __call__(self, function: Callable[[E], Emits], /) -> Callable[[E], Emits]: ...
+    @overload
+    def __call__(self, function: Callable[[E, Tx[R]], Emits], /) -> Callable[[E, Tx[R]], Emits]: ...
+
+
+class OnBatch(Protocol[E, R]):
+    """Takes a function of a list of events, or of that and a `Tx`, async or plain, and returns it unchanged."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[list[E]], Coroutine[Any, Any, Emits]], /
+    ) -> Callable[[list[E]], Coroutine[Any, Any, Emits]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[E], Tx[R]], Coroutine[Any, Any, Emits]], /
+    ) -> Callable[[list[E], Tx[R]], Coroutine[Any, Any, Emits]]: ...
+    @overload
+    def __call__(self, function: Callable[[list[E]], Emits], /) -> Callable[[list[E]], Emits]: ...
+    @overload
+    def __call__(self, function: Callable[[list[E], Tx[R]], Emits], /) -> Callable[[list[E], Tx[R]], Emits]: ...
 
 
 class Subscription(Generic[R]):
@@ -65,14 +86,51 @@ class Subscription(Generic[R]):
     @overload
     def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
     def on(self, *types: type[AnyEvent]) -> Any:
-        """Return a decorator that makes an async function the handler of these types. It returns the function unchanged.
+        """Return a decorator that makes a function the handler of these types. It returns the function unchanged.
+
+        A plain function runs in a thread, and may write and publish through its `Tx`, but not read.
 
         Raises:
             DeclarationError: The function takes or returns something else, or a type has a handler already.
         """
+        return self._on(types, None)
 
+    @overload
+    def on_batch(self, type1: type[E1], /, *, most: int = ..., wait_s: float = ...) -> OnBatch[E1, R]: ...
+    @overload
+    def on_batch(self, type1: type[E1], type2: type[E2], /, *, most: int = ..., wait_s: float = ...) -> OnBatch[E1 | E2, R]: ...
+    @overload
+    def on_batch(
+        self, type1: type[E1], type2: type[E2], type3: type[E3], /, *, most: int = ..., wait_s: float = ...
+    ) -> OnBatch[E1 | E2 | E3, R]: ...
+    @overload
+    def on_batch(self, *types: type[AnyEvent], most: int = ..., wait_s: float = ...) -> OnBatch[Any, R]: ...
+    def on_batch(self, *types: type[AnyEvent], most: int = 1_000, wait_s: float = 0.0) -> Any:
+        """Return a decorator that makes a function the handler of batches of these types: it is given a list of events.
+
+        A batch is one unit: all that it changes is committed together. Its events are in the log's order, of any keys. One that fails is
+        tried again in halves until the bad event is alone, whose key is then blocked; raise `everlog.errors.PoisonAt(index)` to say
+        which it is. A subscription has batch handlers or others, not both.
+
+        Args:
+            types: What it handles.
+            most: Most events of a batch.
+            wait_s: How long to wait for more events after the first, in seconds.
+
+        Raises:
+            DeclarationError: The function takes or returns something else, or a type has a handler already.
+        """
+        return self._on(types, Batching(most, wait_s))
+
+    def _on(self, types: Sequence[type[AnyEvent]], batching: Batching | None) -> Any:
         def declare(function: Callable[..., Any]) -> Callable[..., Any]:
-            handler = make_handler(function, types)
+            handler = make_handler(function, types, batching)
+            for other in self._branches.values():
+                if (other.handler.batching is None) != (batching is None):
+                    raise DeclarationError(
+                        f"subscription {self.name!r} has {other.handler.name}, which takes {'one event' if batching else 'batches'}: give "
+                        f'{handler.name} a subscription of its own: @{self._app}.subscription("…").{"on_batch" if batching else "on"}(…)'
+                    )
             for contract in handler.contracts:
                 known = self._branches.get(contract.name)
                 if known is not None:
@@ -80,8 +138,9 @@ class Subscription(Generic[R]):
                         f"{contract.name!r} is handled by {known.handler.name} in subscription {self.name!r} already: give {handler.name} a "
                         f'subscription of its own: @{self._app}.subscription("…").on({contract.cls.__name__})'
                     )
+            kind = ThreadBranch if handler.is_plain else Branch
             for contract in handler.contracts:
-                self._branches[contract.name] = Branch(contract, handler)
+                self._branches[contract.name] = kind(contract, handler)
             return function
 
         return declare
@@ -153,12 +212,32 @@ class App(Generic[R]):
     @overload
     def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
     def on(self, *types: type[AnyEvent]) -> Any:
-        """Return a decorator that makes an async function the handler of these types, in the app's own subscription.
+        """Return a decorator that makes a function the handler of these types, in the app's own subscription.
+
+        A plain function runs in a thread, and may write and publish through its `Tx`, but not read.
 
         Raises:
             DeclarationError: The function takes or returns something else, or a type has a handler already.
         """
         return self._main.on(*types)
+
+    @overload
+    def on_batch(self, type1: type[E1], /, *, most: int = ..., wait_s: float = ...) -> OnBatch[E1, R]: ...
+    @overload
+    def on_batch(self, type1: type[E1], type2: type[E2], /, *, most: int = ..., wait_s: float = ...) -> OnBatch[E1 | E2, R]: ...
+    @overload
+    def on_batch(
+        self, type1: type[E1], type2: type[E2], type3: type[E3], /, *, most: int = ..., wait_s: float = ...
+    ) -> OnBatch[E1 | E2 | E3, R]: ...
+    @overload
+    def on_batch(self, *types: type[AnyEvent], most: int = ..., wait_s: float = ...) -> OnBatch[Any, R]: ...
+    def on_batch(self, *types: type[AnyEvent], most: int = 1_000, wait_s: float = 0.0) -> Any:
+        """Return a decorator that makes a function the handler of batches, in the app's own subscription. See `Subscription.on_batch`.
+
+        Raises:
+            DeclarationError: The function takes or returns something else, or a type has a handler already.
+        """
+        return self._main.on_batch(*types, most=most, wait_s=wait_s)
 
     def state(self, name: str, type: type[V]) -> State[V]:  # noqa: A002 the word that reads best where it is called
         """Declare a state that the app's own subscription writes, and its other subscriptions may read.

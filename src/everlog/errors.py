@@ -20,6 +20,7 @@ EverlogError
 ├── LogError                   the log did not do what it was asked
 │   ├── TopicMissing           the topic does not exist
 │   ├── LogReadOnly            no room or no permission; nothing was stored and reading goes on
+│   ├── RecordsGone            retention deleted what a reader was to read next
 │   ├── SequenceReused         a producer sent other bytes under a number that is taken
 │   └── StreamConflict         the stream has moved on since it was read
 ├── StoreError                 the store did not do what it was asked
@@ -33,7 +34,14 @@ EverlogError
 ├── PositionRefused            a position token is damaged or belongs to another log
 ├── TxClosed                   `tx` was used after its handler had ended
 ├── TxRefused                  a handler asked `tx` for what it may not do
+├── SqlError                   `tx.sql` did not do what it was asked; nothing of the handler is stored if it lets this through
+│   ├── SqlRefused             a statement that is not the handler's to run
+│   ├── SqlFailed              the database refused the statement
+│   └── SqlTimeout             the handler kept the store for itself for too long
 ├── HandlerTimeout             a handler ran past its time limit and was cancelled
+├── HandlerKilled              a handler took its process down with it
+├── HandlerExited              a handler called `sys.exit`, which ends it and not the process
+├── PoisonAt                   raised by a batch handler: which of its events is the bad one
 ├── HandlerCancelled           a handler awaited something that was cancelled
 ├── CommandRefused             a command line asked for what cannot be done
 └── Closed                     a client, log or store was used after it was closed
@@ -81,9 +89,14 @@ class TopicMismatch(StartRefused):
     """The log holds the topic with other settings than the code declares."""
 
     def __init__(self, topic: str, setting: str, *, stored: object, declared: object) -> None:
+        if setting in ("keep_s", "keep_bytes"):
+            wanted = "none" if declared is None else declared
+            instead = f"change what the log keeps with `everlog topics set {topic} --{setting.replace('_', '-')} {wanted}`"
+        else:
+            instead = "give the topic another name"
         super().__init__(
             f"topic {topic!r} has {setting}={stored!r} in the log, and the code declares {declared!r}: "
-            f"declare {setting}={stored!r}, or give the topic another name"
+            f"declare {setting}={stored!r}, or {instead}"
         )
 
 
@@ -169,6 +182,29 @@ class LogReadOnly(LogError):
     retryable = True
 
 
+class RecordsGone(LogError):
+    """Retention deleted what a reader was to read next. It stands where it stood, and passed over nothing.
+
+    Attributes:
+        topic, partition: Where.
+        after: The offset behind which it stands.
+        first: The offset before the oldest record that is kept.
+        oldest: The token of a position to go on from, with the oldest that is kept; ``None`` from a reader of the log itself.
+    """
+
+    def __init__(self, topic: str, partition: int, *, after: int, first: int, oldest: str | None = None) -> None:
+        go_on = "begin at the oldest record that is kept" if oldest is None else f"the oldest position that is kept is {oldest}"
+        super().__init__(
+            f"{topic}/{partition}: expected the record behind offset {after}, and retention has deleted everything up to offset {first}: "
+            f"{go_on}; `everlog topics set {topic}` changes how much is kept"
+        )
+        self.topic = topic
+        self.partition = partition
+        self.after = after
+        self.first = first
+        self.oldest = oldest
+
+
 class SequenceReused(LogError):
     """A producer sent other bytes under a number that is already taken."""
 
@@ -223,6 +259,22 @@ class TxRefused(EverlogError):
     """A handler asked `tx` for what it may not do."""
 
 
+class SqlError(EverlogError):
+    """`tx.sql` did not do what it was asked. A handler that lets this through fails, and nothing of it is stored."""
+
+
+class SqlRefused(SqlError):
+    """A statement that is not the handler's to run: it was not run."""
+
+
+class SqlFailed(SqlError):
+    """The database refused the statement. What the handler did before stands, and it may go on."""
+
+
+class SqlTimeout(SqlError):
+    """The handler kept the store for itself for too long. All that it did is taken back."""
+
+
 class HandlerTimeout(EverlogError):
     """A handler ran past its time limit and was cancelled. It counts as a failed attempt."""
 
@@ -230,6 +282,35 @@ class HandlerTimeout(EverlogError):
         super().__init__(
             f"{handler} ran past its time limit of {limit_s:g} s and was cancelled: make it faster, or raise Delivery(time_limit_s=…)"
         )
+
+
+class HandlerKilled(EverlogError):
+    """A handler took its process down with it: it exited, crashed, ate all memory, or could not be stopped. It counts as a failed attempt."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(
+            f"the process ended while nothing but {handler} ran, or because it could not be stopped: see the log of that process, "
+            f"and mend the handler before you redrive its event"
+        )
+
+
+class HandlerExited(EverlogError):
+    """A handler called `sys.exit`, which ends it and not the process. It counts as a failed attempt."""
+
+    def __init__(self, handler: str, code: object) -> None:
+        super().__init__(f"{handler} called sys.exit({code!r}): raise an error instead; the process goes on")
+
+
+class PoisonAt(EverlogError):
+    """Raised by a batch handler to say which event is the bad one, so that nobody has to search for it.
+
+    Args:
+        index: Its place in the batch, from 0.
+    """
+
+    def __init__(self, index: int, message: str = "") -> None:
+        super().__init__(message or f"event {index} of the batch")
+        self.index = index
 
 
 class HandlerCancelled(EverlogError):

@@ -8,9 +8,9 @@ import itertools
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
@@ -19,6 +19,7 @@ from everlog.log import Log
 from everlog.position import Offset
 from everlog.settings import Settings, open_log, open_store, resolve, shown
 from everlog.store import Progress, Slot, Store, StoreStatus, Unit
+from everlog.subscriptions.careful import Careful
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
 from everlog.subscriptions.engine import Engine
@@ -29,14 +30,19 @@ from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay
 from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, read_reports, reports_of
 from everlog.subscriptions.slots import Slots
-from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced
+from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced, unseen_types
 from everlog.subscriptions.surroundings import Surroundings
 from everlog.subscriptions.units import Units
+from everlog.subscriptions.watchdog import Watchdog
+from everlog.subscriptions.worker import IGNORED_S
 
 REPORT_EVERY_S: Final = 1.0
+RETAIN_EVERY_S: Final = 10.0
 _LOOK_EVERY_S: Final = 0.05
 _TURN_EVERY_S: Final = 0.5
 _SECOND_SIGNAL_EXIT: Final = 143
+HANDLER_EXIT: Final = 70
+"""The exit code of a process with a handler that could not be stopped (`EX_SOFTWARE`)."""
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -52,6 +58,13 @@ class Ready(NamedTuple):
     """How many events wait for each subscription."""
 
 
+def end_process(why: str) -> NoReturn:
+    """End the process at once: a handler in it cannot be stopped. What is committed stays, and the rest is handled again."""
+    _logger.critical("%s", why)
+    logging.shutdown()
+    os._exit(HANDLER_EXIT)
+
+
 class AppRuntime:
     """One app at work on an open log.
 
@@ -60,13 +73,26 @@ class AppRuntime:
         log: The log; closed by whoever opened it.
         settings: Where the store is, and how long things may take.
         clock: The time.
+        careful: Shared by all apps of the process.
+        end: Ends the process, and says why.
     """
 
-    def __init__(self, declaration: AppDeclaration, log: Log, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        declaration: AppDeclaration,
+        log: Log,
+        settings: Settings,
+        clock: Clock,
+        *,
+        careful: Careful | None = None,
+        end: Callable[[str], NoReturn] = end_process,
+    ) -> None:
         self._declaration = declaration
         self._log = log
         self._settings = settings
         self._clock = clock
+        self._careful = careful or Careful()
+        self._end = end
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
@@ -113,9 +139,11 @@ class AppRuntime:
         declaration, settings, log, store = self._declaration, self._settings, self._log, self.store
         for subscription in declaration.subscriptions:
             subscription.check()
-        registered = await store.register(declaration.spec(), log=log.identity, accept_grown=settings.new_types == "now")
-        if settings.new_types != "now":
-            check_grown(declaration, registered)
+        accepted: Container[str] = await unseen_types(declaration, log)
+        if settings.new_types == "now":
+            accepted = {name for subscription in declaration.subscriptions for name in subscription.branches}
+        registered = await store.register(declaration.spec(), log=log.identity, accept=accepted)
+        check_grown(declaration, registered, accepted)
         if settings.create_topics:
             for topic in (*declaration.topics, progress_topic):
                 await log.ensure_topic(topic.spec())
@@ -146,14 +174,26 @@ class AppRuntime:
         declaration, store, clock = self._declaration, self.store, self._clock
         names = [subscription.name for subscription in declaration.subscriptions]
         alive_s = max(subscription.delivery.time_limit_s for subscription in declaration.subscriptions)
-        joined = await store.join(names, alive_s=alive_s)
+        handled = {subscription.name: sorted(subscription.branches) for subscription in declaration.subscriptions}
+        joined = await store.join(handled, alive_s=alive_s)
         versions = itertools.count(joined.version_base + 1)
         overlay = Overlay(store)
         self._committer = Committer(store, clock, self._snapshot)
         self._relay = Relay(self._log, store, clock=clock)
         outlets = Outlets(self._log, create_topics=self._settings.create_topics)
         await outlets.open(declaration.topics)
-        around = Surroundings(declaration.name, self._log, store, self._committer, overlay, outlets, clock, resources)
+        around = Surroundings(
+            app=declaration.name,
+            log=self._log,
+            store=store,
+            committer=self._committer,
+            overlay=overlay,
+            outlets=outlets,
+            clock=clock,
+            resources=resources,
+            careful=self._careful,
+            end=self._end,
+        )
         generations = {subscription.name: subscription.generation for subscription in status.subscriptions}
         for subscription in declaration.subscriptions:
             units = Units(
@@ -166,7 +206,7 @@ class AppRuntime:
             )
             engine = Engine(subscription, around, units, read_ahead_bytes=READ_AHEAD_BYTES // len(names))
             self._engines[subscription.name] = engine
-            slots = Slots(engine, self._log, store, joined.member)
+            slots = Slots(engine, self._log, store, joined.member, clock=clock)
             self._slots.append(slots)
             await slots.settle()
 
@@ -179,6 +219,7 @@ class AppRuntime:
             self._keep_share(),
             self._turn(),
             self._report(),
+            self._retain(),
             *engines,
         ]
 
@@ -243,6 +284,23 @@ class AppRuntime:
         else:
             self._reported = reports
 
+    async def _retain(self) -> None:
+        """Have what the topics no longer keep deleted. The process that sends the outbox does it for all."""
+        while True:
+            if self._relay.is_ours and self._log.features.retention:
+                try:
+                    deleted = await self._log.retain()
+                except EverlogError as error:
+                    _logger.warning("%s: what its topics no longer keep stays for now: %s", self._declaration.name, error)
+                else:
+                    if deleted:
+                        _logger.info("%s: deleted %d events that their topics no longer keep", self._declaration.name, deleted)
+            await self._clock.sleep(RETAIN_EVERY_S)
+
+    def accuse_running(self, task: asyncio.Task[Any] | None) -> str | None:
+        """Store what the handler that keeps the event loop is called for; returns the subscription, or ``None`` where it is no handler here."""
+        return next((whose for engine in self._engines.values() if (whose := engine.accuse_running(task)) is not None), None)
+
     async def _stop(self) -> None:
         """Finish what is in flight, as far as the grace period goes."""
         try:
@@ -261,6 +319,15 @@ class AppRuntime:
             engine.close()
 
 
+def _watchdog(declarations: Sequence[AppDeclaration], apps: Sequence[AppRuntime]) -> Watchdog:
+    limits = [subscription.delivery.time_limit_s for declaration in declarations for subscription in declaration.subscriptions]
+
+    def accuse(task: asyncio.Task[Any] | None) -> str | None:
+        return next((whose for app in apps if (whose := app.accuse_running(task)) is not None), None)
+
+    return Watchdog(max(limits) + IGNORED_S, accuse=accuse, end=end_process)
+
+
 async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -273,8 +340,11 @@ async def run_apps(
     *,
     clock: Clock | None = None,
     on_ready: Callable[[Ready], None] | None = None,
+    second_signal_ends: bool = True,
 ) -> None:
     """Run apps in this process, on one log, until SIGTERM or SIGINT, or until one of them cannot go on.
+
+    A second signal ends the process at once; without `second_signal_ends` it changes nothing, for a process that others kill.
 
     Raises:
         StartRefused: One of them does not start.
@@ -282,16 +352,19 @@ async def run_apps(
     """
     clock = clock or SystemClock()
     stop = asyncio.Event()
-    with _signals(stop):
+    with _signals(stop, second_ends=second_signal_ends):
         log = await open_log(settings, clock=clock)
         try:
-            apps = [AppRuntime(declaration, log, settings, clock) for declaration in declarations]
+            careful = Careful()
+            apps = [AppRuntime(declaration, log, settings, clock, careful=careful) for declaration in declarations]
+            watching = asyncio.create_task(_watchdog(declarations, apps).run())
             runs = [asyncio.create_task(app.run(stop, on_ready)) for app in apps]
             try:
                 await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 stop.set()
                 results = await asyncio.gather(*runs, return_exceptions=True)
+                await _cancelled([watching])
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
@@ -309,12 +382,12 @@ async def _within(seconds: float, close: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Generator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process at once: nothing is half committed."""
+def _signals(stop: asyncio.Event, *, second_ends: bool) -> Generator[None]:
+    """Set `stop` at the first SIGTERM or SIGINT; the second may end the process at once: nothing is half committed."""
     loop = asyncio.get_running_loop()
 
     def stop_now(number: int) -> None:
-        if stop.is_set():
+        if stop.is_set() and second_ends:
             os._exit(_SECOND_SIGNAL_EXIT if number == signal.SIGTERM else 128 + number)
         stop.set()
 

@@ -7,9 +7,9 @@ An adapter is a class with these methods and a function `open_store(url, *, cloc
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -69,13 +69,15 @@ class Lease(msgspec.Struct, frozen=True):
     slot: Slot
     epoch: int
     member: int
+    is_unclean: bool = False
+    """The former owner did not give the slot back: perhaps a handler killed its process."""
 
 
 class Survey(NamedTuple):
     """Who works on a subscription now."""
 
     members: Sequence[int]
-    """The live members that handle it, ascending."""
+    """The live members that may work on it, ascending: those that handle the most types, where old and new code run side by side."""
     owners: Mapping[int, int | None]
     """Each slot number that ever had an owner → its live owner, or ``None`` where it is free to take."""
 
@@ -135,6 +137,8 @@ class Cause(enum.Enum):
     """An earlier event of its key is held."""
     UNREADABLE = "unreadable"
     """Its version is unknown to the code, or its bytes break the contract."""
+    KILLED = "killed"
+    """The process died, or had to be ended, while nothing but its handler ran."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -157,6 +161,21 @@ class Hold(msgspec.Struct, frozen=True):
     error: str
     trace: str
     next_attempt_us: int | None
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """A copy of a record that failed and is passed over, for the list of what was skipped."""
+
+    key: str
+    record: StoredRecord
+    error: str
+
+
+class Room(NamedTuple):
+    """How much a subscription may hold, over all its slots."""
+
+    records: int
+    size_bytes: int
 
 
 class Retried(msgspec.Struct, frozen=True):
@@ -194,6 +213,8 @@ class Unit(msgspec.Struct):
         holds: Copies to hold, in order, behind what their keys hold already.
         retried: A held record that failed again.
         releases: Held records that are done with.
+        skips: What is passed over, for the list.
+        room: How much the subscription may hold in all; ``None`` for a unit without `holds`.
         timers: Timers set or, with `emitted` ``None``, removed.
         size: About how many bytes it writes.
     """
@@ -209,6 +230,8 @@ class Unit(msgspec.Struct):
     holds: Sequence[Hold] = ()
     retried: Retried | None = None
     releases: Sequence[int] = ()
+    skips: Sequence[Skip] = ()
+    room: Room | None = None
     timers: list[Timer] = []
     size: int = 0
 
@@ -239,6 +262,8 @@ class Outcome(enum.Enum):
     """Another process owns the slot: forget it."""
     REFUSED = "refused"
     """It adds to a row that holds no number: the handler failed."""
+    FULL = "full"
+    """The subscription holds as much as it may: keep the record unfinished."""
 
 
 class HeldKey(msgspec.Struct, frozen=True):
@@ -278,11 +303,33 @@ class ParkedKey(msgspec.Struct, frozen=True):
     """The first record of its queue: the one that failed."""
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """A record that was passed over."""
+
+    id: int
+    subscription: str
+    key: str
+    record: StoredRecord
+    error: str
+    skipped_at_us: int
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """What handlers are about to be called for. Stored before and removed after, so that it stays where the process died meanwhile."""
+
+    records: Sequence[tuple[TopicPartition, Offset]] = ()
+    """Records of the log, in the order in which they are taken."""
+    held: tuple[str, int, int] | None = None
+    """A held record instead: its key, its id, and its attempts so far."""
+
+
 class SlotState(msgspec.Struct, frozen=True):
     """Where a slot stands."""
 
     progress: Sequence[Progress]
     held: Sequence[HeldKey]
+    attempt: Attempt | None = None
+    """What was attempted when the slot was last worked on, and did not end."""
 
 
 class SubscriptionStatus(msgspec.Struct, frozen=True):
@@ -294,6 +341,8 @@ class SubscriptionStatus(msgspec.Struct, frozen=True):
     blocked_keys: int
     parked_keys: int
     held_records: int
+    paused: Sequence[str] = ()
+    """Why live members have paused it: what its handlers need does not answer."""
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
@@ -316,7 +365,8 @@ class Registered(NamedTuple):
     new: frozenset[str]
     """Subscriptions that it did not hold."""
     grown: Mapping[str, Sequence[str]]
-    """Subscription → types that it did not hold before, on topics with progress."""
+    """Subscription → types that it did not hold before, on topics with progress, and whose events were passed by: not a new version of
+    a type that it held, since what the code does not know of these is kept."""
 
 
 class Joined(NamedTuple):
@@ -365,13 +415,13 @@ class Store(Protocol):
         """What it does beyond the minimum."""
         ...
 
-    async def register(self, app: AppSpec, *, log: UUID, accept_grown: bool = False) -> Registered:
+    async def register(self, app: AppSpec, *, log: UUID, accept: Container[str] = ()) -> Registered:
         """Remember the app's stored names, and the log on the first start. Idempotent.
 
         Args:
             app: All subscriptions of the app.
             log: The identity of the log; kept if none is stored yet, otherwise only reported.
-            accept_grown: Remember grown sets of types too. Without it they are reported and not remembered.
+            accept: Types by which a subscription may grow, and that are remembered. Others are reported and not remembered.
 
         Raises:
             SubscriptionMissing: A stored subscription is not in `app`. Nothing was changed.
@@ -391,8 +441,8 @@ class Store(Protocol):
         """Set the progress of partitions that have none; what is set already stays."""
         ...
 
-    async def join(self, subscriptions: Sequence[str], *, alive_s: float) -> Joined:
-        """Become a member that handles `subscriptions`.
+    async def join(self, subscriptions: Mapping[str, Sequence[str]], *, alive_s: float) -> Joined:
+        """Become a member that handles these subscriptions, of each these types.
 
         The store keeps the member alive by itself, from a place that a busy event loop does not stop, until `leave`,
         or until `turned` has not been called for `alive_s`.
@@ -407,15 +457,23 @@ class Store(Protocol):
         """Give back every lease and end the membership. Idempotent."""
         ...
 
+    async def pause(self, subscription: str, reason: str | None) -> None:
+        """Say in the status that this member pauses a subscription, until it leaves or dies; ``None``: that it goes on."""
+        ...
+
     async def survey(self, subscription: str) -> Survey:
-        """Return who works on the subscription now."""
+        """Return who works on the subscription now.
+
+        A member does not count while a live one handles types that it lacks: it would park what the other can handle. Of several that
+        each lack something, those with the types of the newest one count.
+        """
         ...
 
     async def acquire(self, slot: Slot) -> Lease | None:
         """Take the slot if it is free: never owned, released, or its owner dead or silent for longer than the lease.
 
         Raises the epoch, so that whatever the former owner still sends is refused. Returns ``None`` where a live member
-        owns it; the caller's own lease again where it is the owner.
+        owns it; the caller's own lease again where it is the owner. `is_unclean` is set where an owner neither released it nor left.
         """
         ...
 
@@ -428,6 +486,21 @@ class Store(Protocol):
 
         Raises:
             LeaseLost: Another process owns it.
+        """
+        ...
+
+    async def attempt(self, lease: Lease, attempt: Attempt | None) -> None:
+        """Store what handlers are about to be called for, instead of what was stored; ``None``: they have ended, whatever their outcome.
+
+        Raises:
+            LeaseLost: Another process owns the slot. Nothing was changed.
+        """
+        ...
+
+    def accuse(self, lease: Lease, attempt: Attempt, *, within_s: float) -> bool:
+        """Store an attempt from any thread, while the event loop is blocked: the last act of a process that has to end.
+
+        Blocks for at most `within_s` seconds; tells whether it is stored.
         """
         ...
 
@@ -446,7 +519,8 @@ class Store(Protocol):
 
         A unit is applied whole or not at all. It is not applied when a lease of its slot is missing in `leases` or of an old epoch
         (`FENCED`), when a row or scan that it read has another version now (`CONFLICT`), when an earlier unit of its slot and lane in
-        this call was not applied (`DROPPED`), when it adds to what is no number (`REFUSED`). Progress of a fenced slot is not written.
+        this call was not applied (`DROPPED`), when it adds to what is no number (`REFUSED`), when its subscription would hold more than
+        the unit's `room` (`FULL`). Progress of a fenced slot is not written.
         Units see what earlier units of the same call wrote. Rows in the outbox become visible in the order of commits and units.
 
         Returns:
@@ -455,6 +529,15 @@ class Store(Protocol):
         Raises:
             StoreReadOnly: Nothing was stored.
             StoreError: The outcome is unknown: the leases have to be taken anew, and what is stored decides.
+        """
+        ...
+
+    async def section(self) -> Section:
+        """Begin a transaction of statements: nothing else is committed to the store until it ends. Waits for what was queued before.
+
+        Raises:
+            FeatureMissing: `features.sql` is ``False``.
+            StoreReadOnly: It takes no writes now.
         """
         ...
 
@@ -470,8 +553,23 @@ class Store(Protocol):
         """Return keys with held records, ascending by the id of their first record, from the one behind `after`."""
         ...
 
-    async def request(self, subscription: str, key: str | None, action: Literal["redrive", "skip"]) -> int:
-        """File a request to redrive a key's queue or skip its first record, and ring the bell; `None` means each parked key.
+    async def request(
+        self,
+        subscription: str,
+        key: str | None,
+        action: Literal["redrive", "skip"],
+        *,
+        type: str | None = None,  # noqa: A002 the word that it is
+        error: str | None = None,
+    ) -> int:
+        """File a request to redrive a key's queue or skip its first record, and ring the bell.
+
+        Args:
+            subscription: Whose.
+            key: ``None`` means each parked key.
+            action: What to do.
+            type: Only keys whose first held record is of this type; ``None``: of any.
+            error: Only keys whose first held record failed with an error that contains this text; ``None``: with any.
 
         Returns:
             How many keys are asked for; 0 where none matches.
@@ -483,11 +581,19 @@ class Store(Protocol):
         ...
 
     async def answer(self, lease: Lease, request: Request) -> None:
-        """Carry out a request: redrive makes the first record due now with no attempts; skip removes it. Then forget it.
+        """Carry out a request: redrive makes the first record due now with no attempts; skip moves it to the list. Then forget it.
 
         Raises:
             LeaseLost: Another process owns the slot. Nothing was changed.
         """
+        ...
+
+    async def skipped(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[Skipped]:
+        """Return what was passed over, by id, from the one behind `after`."""
+        ...
+
+    async def forget_skipped(self, subscription: str | None, *, through: int) -> int:
+        """Remove what was passed over from the list, up to this id; return how many."""
         ...
 
     async def outbox(self, *, after: int, limit: int) -> Sequence[OutboxRow]:
@@ -530,6 +636,58 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Leave, finish what was accepted, let go of everything. Idempotent."""
+        ...
+
+
+class Section(Protocol):
+    """One transaction of statements and units on a store, in the order of the calls. Nobody else commits while it is open.
+
+    Statements may touch the app's own tables and nothing of the store's. A piece of it can be taken back (`undo`) without the rest.
+    """
+
+    async def mark(self, *, within_s: float) -> None:
+        """Begin a piece, which has so many seconds of real time. A piece that takes longer ends the whole section: nothing is stored."""
+        ...
+
+    async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Run a statement of the piece and return its rows.
+
+        Args:
+            query: The statement, with `?` for the parameters.
+            parameters: None, int, float, str or bytes each.
+
+        Raises:
+            SqlRefused: It touches what is the store's own, or is no statement of the piece: transactions, ATTACH, PRAGMA. It was not run.
+            SqlFailed: The database refused it. What the piece did before stands.
+            SqlTimeout: The piece took too long, and the section has ended.
+        """
+        ...
+
+    async def keep(self) -> None:
+        """End a piece. What it did is stored, if the section is committed."""
+        ...
+
+    async def undo(self) -> None:
+        """End a piece and take back what was done since `mark`, units included."""
+        ...
+
+    async def apply(
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]] = ()
+    ) -> Sequence[Outcome]:
+        """Apply units as `Store.commit` does, inside the transaction."""
+        ...
+
+    async def commit(self) -> None:
+        """Commit all of it.
+
+        Raises:
+            StoreReadOnly: Nothing was stored.
+            StoreError: The outcome is unknown.
+        """
+        ...
+
+    async def roll_back(self) -> None:
+        """End it and store nothing. Idempotent, also behind `commit`."""
         ...
 
 

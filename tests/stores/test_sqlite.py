@@ -58,7 +58,7 @@ async def opened(path: Path, *, clock: Clock | None = None, lease_s: float = LEA
 
 
 async def owning(store: Store, slot: Slot = SLOT) -> Lease:
-    await store.join(["a"], alive_s=3_600)
+    await store.join({"a": []}, alive_s=3_600)
     lease = await store.acquire(slot)
     assert lease is not None
     return lease
@@ -109,7 +109,7 @@ def clock_of_this_boot() -> ManualClock:
 
 async def test_an_owner_that_was_killed_is_replaced_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db", clock=clock_of_this_boot()) as store:
-        await store.join(["a"], alive_s=3_600)
+        await store.join({"a": []}, alive_s=3_600)
         with owner_process(tmp_path / "a.db") as process:
             assert await store.acquire(SLOT) is None
             process.kill()
@@ -120,7 +120,7 @@ async def test_an_owner_that_was_killed_is_replaced_at_once(tmp_path: Path) -> N
 
 async def test_a_zombie_is_replaced_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db", clock=clock_of_this_boot()) as store:
-        await store.join(["a"], alive_s=3_600)
+        await store.join({"a": []}, alive_s=3_600)
         with owner_process(tmp_path / "a.db") as process:
             process.kill()
             await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has asked how
@@ -130,7 +130,7 @@ async def test_a_zombie_is_replaced_at_once(tmp_path: Path) -> None:
 async def test_an_owner_that_was_stopped_is_replaced_after_the_lease_and_then_fenced(tmp_path: Path) -> None:
     clock = clock_of_this_boot()
     async with opened(tmp_path / "a.db", clock=clock) as store:
-        await store.join(["a"], alive_s=3_600)
+        await store.join({"a": []}, alive_s=3_600)
         with owner_process(tmp_path / "a.db") as process:
             assert told(process, "commit") == "committed"
             process.send_signal(signal.SIGSTOP)
@@ -157,7 +157,7 @@ async def test_members_of_another_boot_are_void(tmp_path: Path) -> None:
     async with opened(path) as store:
         await owning(store)
         async with opened(path) as other:
-            await other.join(["a"], alive_s=3_600)
+            await other.join({"a": []}, alive_s=3_600)
             assert await other.acquire(SLOT) is None
             raw(path).execute("UPDATE member SET boot_id = 'another'")
             assert await other.acquire(SLOT) is not None
@@ -169,7 +169,7 @@ async def test_members_that_are_gone_are_forgotten_at_the_next_join(tmp_path: Pa
         with owner_process(path) as process:
             process.kill()
             process.wait()
-        joined = await store.join(["a"], alive_s=3_600)
+        joined = await store.join({"a": []}, alive_s=3_600)
         assert raw(path).execute("SELECT number FROM member").fetchall() == [(joined.member,)]
 
 
@@ -293,7 +293,7 @@ async def test_without_room_it_closes_all_the_same_and_the_lease_passes_by_itsel
         await owning(store)
         store._database._writer.set_commit_hook(lambda: True)
         await store.aclose()
-        await other.join(["a"], alive_s=3_600)
+        await other.join({"a": []}, alive_s=3_600)
         assert await other.acquire(SLOT) is None
         clock.advance(LEASE_S + 1)
         assert await other.acquire(SLOT) is not None
@@ -310,9 +310,9 @@ async def test_who_did_not_join_takes_no_slot(tmp_path: Path) -> None:
 
 async def test_joining_twice_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as store:
-        await store.join(["a"], alive_s=60)
+        await store.join({"a": []}, alive_s=60)
         with pytest.raises(StoreError, match="already"):
-            await store.join(["a"], alive_s=60)
+            await store.join({"a": []}, alive_s=60)
 
 
 async def test_names_that_were_not_registered_are_refused_and_nothing_is_stored(tmp_path: Path) -> None:

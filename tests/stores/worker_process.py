@@ -12,7 +12,7 @@ from everlog.stores.sqlite import open_store
 
 async def main(url: str, lease_s: float) -> None:
     store = await open_store(url, clock=SystemClock(), lease_s=lease_s)
-    joined = await store.join(["a"], alive_s=3_600)
+    joined = await store.join({"a": []}, alive_s=3_600)
     lease = await store.acquire(Slot("a", 0))
     assert lease is not None
     say("owns")

@@ -337,7 +337,7 @@ async def _join_stranger(w: World) -> None:
 
     def join(connection: apsw.Connection) -> None:
         connection.execute(
-            "INSERT INTO member SELECT number + 1, pid, pid_start, boot_id, pid_namespace, handles, seen_s + 100000 FROM member"
+            "INSERT INTO member SELECT number + 1, pid, pid_start, boot_id, pid_namespace, handles, seen_s + 100000, paused FROM member"
         )
 
     await w.store._write(join)

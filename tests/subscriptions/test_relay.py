@@ -149,7 +149,7 @@ async def bench() -> AsyncIterator[Bench]:
     store = LastingStore(None, clock=clock, changed=asyncio.Event())
     await store.open()
     await store.register(AppSpec("app", [SubscriptionSpec("app", {}, [])]), log=uuid4())
-    await store.join(["app"], alive_s=3_600)
+    await store.join({"app": []}, alive_s=3_600)
     lease = await store.acquire(Slot("app", 0))
     assert lease is not None
     log = AnsweringLog(clock)

@@ -109,7 +109,7 @@ async def test_a_type_that_is_new_on_a_topic_that_was_read_is_refused(place: Pla
     await place.begin(app)
     registered = Registered(place.log.identity, frozenset(), {"app": ["test.other/1"]})
     with pytest.raises(StartUndecided, match=r"test\.other/1.*--new-types now"):
-        check_grown(app.declaration(), registered)
+        check_grown(app.declaration(), registered, ())
 
 
 async def test_a_subscription_that_the_code_has_no_more_is_refused(place: Place) -> None:

@@ -18,8 +18,9 @@ from everlog.contracts.record import Record
 from everlog.errors import TxRefused
 from everlog.store import AppSpec, Lease, Outcome, Slot, SubscriptionSpec, Unit
 from everlog.subscriptions.overlay import Overlay, matches
+from everlog.subscriptions.sections import Exclusive
 from everlog.subscriptions.state import State
-from everlog.subscriptions.tx import Tx
+from everlog.subscriptions.tx import Tx, TxContext
 from everlog.testing.clock import ManualClock
 
 numbers = State("numbers/1", int, subscription="app")
@@ -33,6 +34,13 @@ class NoCall:
     def record(self) -> Record[Any]:
         raise AssertionError
 
+    def records(self) -> Sequence[Record[Any]]:
+        raise AssertionError
+
+
+async def _no_statements() -> Exclusive:
+    raise AssertionError
+
 
 class Bench:
     """A store and an overlay; units are made by hand."""
@@ -44,7 +52,7 @@ class Bench:
         self.versions = count(1 << 50)
 
     def tx(self) -> Tx:
-        return Tx(NoCall(), self.overlay, "app", None)
+        return Tx(NoCall(), TxContext(self.overlay, "app", None, _no_statements))
 
     def finish(self, tx: Tx) -> Unit:
         """Make a handler's unit and show it to later ones, as the engine does."""
@@ -66,7 +74,7 @@ async def make_bench() -> Bench:
     await store.open()
     states = ["numbers/1", "exact/1", "texts/1"]
     await store.register(AppSpec("app", [SubscriptionSpec("app", {}, states)]), log=uuid4())
-    await store.join(["app"], alive_s=3_600)
+    await store.join({"app": []}, alive_s=3_600)
     lease = await store.acquire(Slot("app", 0))
     assert lease is not None
     return Bench(store, lease)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from everlog.clock import Clock
-from everlog.errors import StoreReadOnly
-from everlog.store import Lease, Outcome, Progress, Slot, Store, Unit
+from everlog.errors import SqlTimeout, StoreReadOnly
+from everlog.store import Lease, Outcome, Progress, Section, Slot, Store, Unit
 from everlog.subscriptions.progress import SlotWork
+from everlog.subscriptions.sections import SECTION_S, Exclusive
 
 GROUP_UNITS: Final = 256
 GROUP_BYTES: Final = 1 << 20
@@ -59,8 +60,8 @@ class Committer:
         self._store = store
         self._clock = clock
         self._snapshot = snapshot
-        self._queue: deque[Pending] = deque()
-        self._group: Sequence[Pending] = ()
+        self._queue: deque[Pending | Exclusive] = deque()
+        self._group: list[Pending] = []
         self._dirty: dict[SlotWork, None] = {}
         self._wake = asyncio.Event()
         self._is_urgent = False
@@ -71,6 +72,19 @@ class Committer:
         self._queue.append(pending)
         self._wake.set()
 
+    async def enter(self) -> Exclusive:
+        """Wait until what is queued now is committed and nothing else will be, and return the turn at the store's statements."""
+        loop = asyncio.get_running_loop()
+        exclusive = Exclusive(loop.create_future(), loop.create_future())
+        self._queue.append(exclusive)
+        self._wake.set()
+        try:
+            await exclusive.wait()
+        except BaseException:  # cancelled by its time limit, perhaps
+            exclusive.abandon()
+            raise
+        return exclusive
+
     def touch(self, work: SlotWork, *, urgent: bool) -> None:
         """Note that a slot's progress has changed; `urgent`: nothing else is waiting to be handled."""
         self._dirty[work] = None
@@ -80,7 +94,7 @@ class Committer:
     def last_of(self, slot: Slot, lane: str) -> Pending | None:
         """Return the last unit of a lane that is not committed yet."""
         for pending in reversed(self._queue):
-            if pending.unit.lane == lane and pending.unit.slot == slot:
+            if isinstance(pending, Pending) and pending.unit.lane == lane and pending.unit.slot == slot:
                 return pending
         for pending in reversed(self._group):
             if pending.unit.lane == lane and pending.unit.slot == slot:
@@ -95,12 +109,20 @@ class Committer:
     async def room(self) -> None:
         """Wait until less is queued."""
         while self.is_full:
-            await self._queue[-GROUP_UNITS].outcome()
+            queued = self._queue[-GROUP_UNITS]
+            await (queued.outcome() if isinstance(queued, Pending) else asyncio.shield(queued.finished))
 
     async def drain(self, work: SlotWork) -> None:
         """Wait until what is queued of a slot so far is committed, and its progress behind that; whatever other slots do."""
         while (
-            last := next((one for one in (*reversed(self._queue), *reversed(self._group)) if one.work is work), None)
+            last := next(
+                (
+                    one
+                    for one in (*reversed(self._queue), *reversed(self._group))
+                    if isinstance(one, Pending) and one.work is work
+                ),
+                None,
+            )
         ) is not None:
             await last.outcome()
         if not work.is_ours:
@@ -127,7 +149,10 @@ class Committer:
                 self._wake.clear()
                 await self._woken_within(pause_s)
                 continue
-            await self._commit()
+            if self._queue and isinstance(self._queue[0], Exclusive):
+                await self._commit_section()
+            else:
+                await self._commit()
             last_s = self._clock.monotonic_s()
 
     async def _woken_within(self, seconds: float) -> None:
@@ -139,30 +164,115 @@ class Committer:
             timer.cancel()
 
     async def _commit(self) -> None:
-        group = self._group = self._take()
+        group = self._group = self._take(GROUP_UNITS)
         works = {pending.work: None for pending in group} | self._dirty
         self._dirty.clear()
         self._is_urgent = False
         units = [pending.unit for pending in group]
+        leases, progress = self._progress(works, units)
+        outcomes = await self._stored(units, leases, progress)
+        self._group = []
+        self._tell_drained(works)
+        self._tell(group, outcomes)
+
+    def _progress(
+        self, works: Iterable[SlotWork], units: Sequence[Unit]
+    ) -> tuple[Sequence[Lease], Sequence[tuple[Slot, Progress]]]:
+        """Return leases and progress of the slots as they are once the units are committed."""
+        works = [work for work in works if work.is_ours]
         progress: list[tuple[Slot, Progress]] = []
-        leases: list[Lease] = []
         for work in works:
-            if not work.is_ours:
-                continue
-            leases.append(work.lease)
             own = [unit for unit in units if unit.slot == work.slot] if len(works) > 1 else units
             progress.extend((work.slot, one) for one in self._snapshot(work, own))
-        outcomes = await self._stored(units, leases, progress)
-        self._group = ()
+        return [work.lease for work in works], progress
+
+    def _tell_drained(self, works: Iterable[SlotWork]) -> None:
         for work in works:
             for waiter in self._drained.pop(work, ()):
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def _tell(self, group: Sequence[Pending], outcomes: Sequence[Outcome]) -> None:
+        """Say what became of units, and take what stands on those that were not applied out of the queue."""
         for pending, outcome in zip(group, outcomes, strict=True):
             pending.tell(outcome)
         void = [pending.unit for pending, outcome in zip(group, outcomes, strict=True) if outcome is not Outcome.COMMITTED]
         if void:
             self._drop(void)
+
+    # ---- handlers with statements of their own ----
+
+    async def _commit_section(self) -> None:
+        """Let handlers run their statements, one after another, and commit their units with these; and units that are queued between them."""
+        try:
+            section = await self._store.section()
+        except StoreReadOnly as error:
+            _logger.error("nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error)
+            await self._clock.sleep(_READ_ONLY_PAUSE_S)
+            return
+        applied = self._group = []
+        try:
+            try:
+                until_s = self._clock.monotonic_s() + SECTION_S
+                while self._queue and len(applied) < GROUP_UNITS and self._clock.monotonic_s() < until_s:
+                    if isinstance(self._queue[0], Exclusive):
+                        await self._run_exclusive(section, applied)
+                    else:
+                        await self._apply_queued(section, applied)
+                works = {pending.work: None for pending in applied}
+                await section.apply([], *self._progress(works, [pending.unit for pending in applied]))
+                await section.commit()
+            finally:
+                await section.roll_back()
+        except (SqlTimeout, StoreReadOnly) as error:
+            _logger.warning("statements of a handler were taken back, and units with them, which run again: %s", error)
+            outcome = Outcome.DROPPED
+        else:
+            outcome = Outcome.COMMITTED
+        self._group = []
+        self._tell(applied, [outcome] * len(applied))
+
+    async def _run_exclusive(self, section: Section, applied: list[Pending]) -> None:
+        """Give a handler its turn, and apply its unit behind its statements."""
+        exclusive = self._queue.popleft()
+        assert isinstance(exclusive, Exclusive)
+        if exclusive.finished.done():  # it was cancelled while it waited
+            return
+        await section.mark(within_s=SECTION_S)
+        exclusive.grant(section)
+        limit = asyncio.ensure_future(self._clock.sleep(SECTION_S))
+        waits: list[asyncio.Future[Any]] = [exclusive.finished, limit]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            limit.cancel()
+            if not exclusive.finished.done():
+                exclusive.expire()
+        pending = exclusive.finished.result() if exclusive.finished.done() else None
+        if pending is None:
+            await section.undo()
+            return
+        applied.append(pending)  # where whoever asks for the last unit of its key finds it
+        (outcome,) = await section.apply([pending.unit], [pending.work.lease] if pending.work.is_ours else [])
+        if outcome is Outcome.COMMITTED:
+            await section.keep()
+            return
+        await section.undo()
+        applied.remove(pending)
+        self._tell([pending], [outcome])
+
+    async def _apply_queued(self, section: Section, applied: list[Pending]) -> None:
+        """Apply what is queued before the next handler with statements."""
+        group = self._take(GROUP_UNITS - len(applied))
+        applied.extend(group)
+        leases = {pending.work: pending.work.lease for pending in group}
+        outcomes = await section.apply([pending.unit for pending in group], list(leases.values()))
+        void = [(one, outcome) for one, outcome in zip(group, outcomes, strict=True) if outcome is not Outcome.COMMITTED]
+        for pending, _ in void:
+            applied.remove(pending)
+        self._tell([pending for pending, _ in void], [outcome for _, outcome in void])
+
+    # ---- the queue ----
 
     async def _stored(
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
@@ -177,11 +287,15 @@ class Committer:
                 )
                 await self._clock.sleep(_READ_ONLY_PAUSE_S)
 
-    def _take(self) -> Sequence[Pending]:
+    def _take(self, most: int) -> list[Pending]:
+        """Return what is queued, up to a group's bounds and to the next handler with statements."""
         group: list[Pending] = []
         size = 0
-        while self._queue and len(group) < GROUP_UNITS and size < GROUP_BYTES:
-            pending = self._queue.popleft()
+        while self._queue and len(group) < most and size < GROUP_BYTES:
+            pending = self._queue[0]
+            if isinstance(pending, Exclusive):
+                break
+            self._queue.popleft()
             if not pending.work.is_ours:  # the slot may be ours again, under another lease: what was done under this one is void
                 pending.tell(Outcome.FENCED)
                 continue
@@ -196,9 +310,12 @@ class Committer:
         """
         lanes = {(unit.slot, unit.lane) for unit in void if unit.lane is not None}
         versions = {unit.version for unit in void}
-        kept: deque[Pending] = deque()
+        kept: deque[Pending | Exclusive] = deque()
         gone: list[Pending] = []
         for pending in self._queue:
+            if isinstance(pending, Exclusive):
+                kept.append(pending)
+                continue
             unit = pending.unit
             if (unit.slot, unit.lane) in lanes or _reads(unit, versions):
                 gone.append(pending)

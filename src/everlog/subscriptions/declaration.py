@@ -13,7 +13,7 @@ from everlog.contracts.topic import Topic
 from everlog.errors import DeclarationError
 from everlog.store import AppSpec, SubscriptionSpec
 from everlog.subscriptions.delivery import Delivery
-from everlog.subscriptions.handler import Handler
+from everlog.subscriptions.handler import Batching, Handler
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -21,6 +21,10 @@ class Branch(msgspec.Struct, frozen=True):
 
     contract: Contract[Any]
     handler: Handler
+
+
+class ThreadBranch(Branch, frozen=True):
+    """How events of one type are handled by a plain function: in a thread."""
 
 
 class SubscriptionDeclaration(msgspec.Struct, frozen=True):
@@ -38,6 +42,11 @@ class SubscriptionDeclaration(msgspec.Struct, frozen=True):
         """The topics that it reads, by name."""
         topics = {branch.contract.topic.name: branch.contract.topic for branch in self.branches.values()}
         return [topics[name] for name in sorted(topics)]
+
+    @property
+    def batching(self) -> Batching | None:
+        """How its events are put together; ``None`` where they are handled one by one."""
+        return next((branch.handler.batching for branch in self.branches.values()), None)
 
     @property
     def slots(self) -> int:

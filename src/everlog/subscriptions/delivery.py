@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
-from everlog.errors import DeclarationError
+from everlog.errors import DeclarationError, HandlerKilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class Retry:
             return None
         longest_s = self.first_s * 2.0 ** min(attempt - 1, 1_000)
         return min(self.most_s, longest_s) * random()
+
+
+KILLED: Final = Retry(attempts=3, first_s=1.0)
+"""What follows where a handler takes its process down: each attempt costs a process, and all that it was doing."""
 
 
 def _is_exception(cls: object) -> bool:
@@ -97,4 +101,4 @@ class Delivery:
             found = self.on_error.get(cls)
             if found is not None:
                 return found
-        return Retry()
+        return KILLED if isinstance(error, HandlerKilled) else Retry()

@@ -11,6 +11,7 @@ from everlog.codec import Batch
 from everlog.log import Reader
 from everlog.position import Offset, TopicPartition
 from everlog.subscriptions.declaration import Branch
+from everlog.subscriptions.inbox import Inbox
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run
 
@@ -70,6 +71,8 @@ class Feed:
         self._runs = deque(run for run in self._runs if run.work is not work)
         if self.current is not None and self.current.work is work:
             self.current = None
+        if work.inbox is not None:
+            work.inbox.close()
         self._room.set()
 
     def forget(self, work: SlotWork) -> None:
@@ -91,12 +94,16 @@ class Feed:
             work = self._by_partition.get(chunk.where)
             if work is not None and len(chunk):
                 run = Run(chunk, work, self._branches)
-                (run.partition.waiting or self._runs).append(run)
+                if work.inbox is not None:
+                    work.inbox.put(run)
+                else:
+                    (run.partition.waiting or self._runs).append(run)
         self._arrived()
 
     def _has_room(self) -> bool:
         self._live = {run for run in self._live if not run.is_taken or run.open}
         queued = sum([run.size for run in self._runs])
+        queued += sum({work: work.inbox.size for work in self._by_partition.values() if work.inbox is not None}.values())
         if queued >= _QUEUED_BYTES:
             return False
         return queued + sum([run.size for run in self._live]) < self._read_ahead_bytes
@@ -114,24 +121,41 @@ class Feed:
                 partition.waiting.extend([run, *(one for one in self._runs if one.partition is partition)])
                 self._runs = deque(one for one in self._runs if one.partition is not partition)
                 continue
-            self._begun += 1
-            run.number = self._begun
-            partition.begin(run)
-            self._live.add(run)
+            if not run.number:  # else an inbox has begun it
+                self._begin(run)
             self.current = run
         return self.current
 
+    def _begin(self, run: Run) -> None:
+        self._begun += 1
+        run.number = self._begun
+        run.partition.begin(run)
+        self._live.add(run)
+
+    def divert(self, work: SlotWork) -> None:
+        """Give what is read of a slot to an inbox of its own from now on."""
+        work.inbox = Inbox(self._begin, self.end)
+
+    def undivert(self, work: SlotWork) -> None:
+        """Give what is read of a slot, and what its inbox still holds, to whoever is active."""
+        assert work.inbox is not None
+        self._runs.extendleft(reversed(work.inbox.close()))
+        work.inbox = None
+        self._arrived()
+
     def end(self, run: Run) -> None:
-        """Note that every record of the current run is taken."""
+        """Note that every record of a run is taken."""
         run.is_taken = True
         run.partition.end(run)
-        self.current = None
+        if self.current is run:
+            self.current = None
         self._room.set()
 
     def finished(self, run: Run, offset: Offset) -> None:
         """Note that a record is finished for good, and let what waited for that go on."""
         partition = run.partition
         partition.done(offset)
+        run.work.done(partition.where, offset)
         if partition.waiting and not partition.is_full and run.work.is_open:
             last = partition.waiting[-1].chunk.last
             self._runs.extendleft(reversed(partition.waiting))

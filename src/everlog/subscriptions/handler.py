@@ -1,10 +1,10 @@
-"""A handler: an async function of an event, checked when it is declared."""
+"""A handler: a function of an event, or of a batch of them, checked when it is declared."""
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Any
 
@@ -14,13 +14,29 @@ from everlog.contracts.contract import Contract, contract_of
 from everlog.errors import DeclarationError, EventRefused
 
 
+class Batching(msgspec.Struct, frozen=True):
+    """How events are put together for a handler that takes several.
+
+    Attributes:
+        most: Most events of a call.
+        wait_s: How long to wait for more after the first, in seconds.
+    """
+
+    most: int
+    wait_s: float
+
+
 class Handler(msgspec.Struct, frozen=True):
     """One function, and the contracts of what it takes and what it says it returns."""
 
-    function: Callable[..., Awaitable[Any]]
+    function: Callable[..., Any]
     contracts: Sequence[Contract[Any]]
     returns: Sequence[Contract[Any]]
     takes_tx: bool
+    is_plain: bool = False
+    """It is no coroutine function, and runs in a thread."""
+    batching: Batching | None = None
+    """It takes a list of events; ``None``: one."""
 
     @property
     def name(self) -> str:
@@ -28,25 +44,33 @@ class Handler(msgspec.Struct, frozen=True):
         return getattr(self.function, "__qualname__", repr(self.function))
 
 
-def make_handler(function: Callable[..., Any], types: Sequence[type[Any]]) -> Handler:
+def make_handler(function: Callable[..., Any], types: Sequence[type[Any]], batching: Batching | None = None) -> Handler:
     """Check a function and return it as a handler of `types`.
 
     Raises:
-        DeclarationError: It is not async, takes something else than an event, or an event and a `Tx`, or returns what is no event.
+        DeclarationError: It takes something else than an event (or a list of them), or that and a `Tx`, or returns what is no event.
     """
     name = getattr(function, "__qualname__", repr(function))
     if not types:
-        raise DeclarationError(f"{name}: expected at least one event type in .on(…)")
-    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))):  # noqa: B004 a callable object's own method
-        raise DeclarationError(f"{name} is not async: write `async def {name.rpartition('.')[2]}(…)`")
+        raise DeclarationError(f"{name}: expected at least one event type in .{'on' if batching is None else 'on_batch'}(…)")
+    if batching is not None and (batching.most < 1 or batching.wait_s < 0):
+        raise DeclarationError(
+            f"{name}: expected most of at least 1 and wait_s of at least 0, found {batching.most} and {batching.wait_s}"
+        )
+    if not callable(function):
+        raise DeclarationError(f"expected a function that handles events, found {function!r}")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise DeclarationError(f"{name} is a generator: return the events as a list, or publish each with tx.publish(…)")
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 a callable object's own method
     try:
         contracts = [contract_of(cls) for cls in types]
     except EventRefused as error:
         raise DeclarationError(f"{name}: {error}") from error
-    return Handler(function, contracts, _returned(function, name), _takes_tx(function, name))
+    returns, takes_tx = _returned(function, name), _takes_tx(function, name, "event" if batching is None else "events")
+    return Handler(function, contracts, returns, takes_tx, not is_async, batching)
 
 
-def _takes_tx(function: Callable[..., Any], name: str) -> bool:
+def _takes_tx(function: Callable[..., Any], name: str, first: str) -> bool:
     positional = 0
     for parameter in inspect.signature(function).parameters.values():
         if (
@@ -58,7 +82,7 @@ def _takes_tx(function: Callable[..., Any], name: str) -> bool:
             positional = -1
             break
     if positional not in (1, 2):
-        raise DeclarationError(f"{name} takes {inspect.signature(function)}: expected (event) or (event, tx), positionally")
+        raise DeclarationError(f"{name} takes {inspect.signature(function)}: expected ({first}) or ({first}, tx), positionally")
     return positional == 2
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
-from everlog.errors import EventRefused, TxRefused
+from everlog.errors import EventRefused, HandlerKilled, LeaseLost, TxRefused
 from everlog.position import Offset
 from everlog.record import StoredRecord
-from everlog.store import Cause, Held, Hold, Outcome, Retried, Unit
+from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
 from everlog.subscriptions.call import Call
 from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
@@ -24,7 +24,14 @@ from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
 
+ROOM: Final = Room(records=100_000, size_bytes=1 << 30)
+"""How much a subscription may hold. At the bound its slots stop, and nothing is dropped."""
+
 _logger: Final = logging.getLogger("everlog")
+
+
+def _cause(error: Exception) -> Cause:
+    return Cause.KILLED if isinstance(error, HandlerKilled) else Cause.FAILED
 
 
 class Unhandled(EventRefused):
@@ -34,8 +41,32 @@ class Unhandled(EventRefused):
 class Host(Protocol):
     """What runs the handlers."""
 
-    async def invoke(self, me: Worker, branch: Branch, event: object, call: Call) -> tuple[Tx[Any] | None, object]:
+    async def invoke(
+        self, me: Worker, branch: Branch, event: object, call: Call, work: SlotWork
+    ) -> tuple[Tx[Any] | None, object]:
         """Call a handler in its lane, under its time limit; raises what it raises."""
+        ...
+
+    def fill_slot(self, work: SlotWork) -> None:
+        """Note that the subscription holds as much as it may."""
+        ...
+
+    @property
+    def is_paused(self) -> bool:
+        """The subscription is paused: attempts do not count."""
+        ...
+
+    @property
+    def is_listening(self) -> bool:
+        """Successes are to be told."""
+        ...
+
+    def succeeded(self, key: str) -> None:
+        """Note that an event of a key was handled."""
+        ...
+
+    def failed(self, key: str, error: Exception) -> None:
+        """Note that an event of a key failed, with an error that is to be tried again."""
         ...
 
     def finished(self, run: Run, offset: Offset) -> None:
@@ -60,10 +91,11 @@ class Holding:
         lanes: The lanes of the keys.
         units: Makes the units.
         around: What the process's engines share.
+        room: How much the subscription may hold.
     """
 
     def __init__(
-        self, declaration: SubscriptionDeclaration, host: Host, lanes: Lanes, units: Units, around: Surroundings
+        self, declaration: SubscriptionDeclaration, host: Host, lanes: Lanes, units: Units, around: Surroundings, room: Room
     ) -> None:
         self._declaration = declaration
         self._host = host
@@ -74,6 +106,8 @@ class Holding:
         self._overlay = around.overlay
         self._log = around.log.identity
         self._clock = around.clock
+        self._careful = around.careful
+        self._room = room
         self._prefix = f"{declaration.app}/{declaration.name}"
 
     # ---- records from the log ----
@@ -89,6 +123,7 @@ class Holding:
         if policy == "skip":
             _logger.warning("%s: %s failed on key %r and is skipped, as on_error says: %s", self._prefix, handler, lane.key, line)
             unit = self._units.bare(lane.work.slot, None, [(run.chunk.where, offset)])
+            unit.skips = [Skip(lane.key, run.chunk.record(waiting.index), line)]
             self._committer.put(Pending(unit, lane.work, lambda pending, outcome: self._skipped(pending, outcome, run, offset)))
         elif policy == "stop":
             _logger.error(
@@ -96,12 +131,21 @@ class Holding:
             )
             self._host.stop_taking(lane.work)
         else:
-            delay_s = policy.delay_s(1, random=random.random) if isinstance(policy, Retry) else None
+            delay_s = self._delay_s(lane.key, error, policy, 1)
             due_us = self._due_us(delay_s)
             self._say(lane.key, line, 1, delay_s)
-            hold = Hold(lane.key, run.chunk.record(waiting.index), Cause.FAILED, 1, line, trace, due_us)
+            hold = Hold(lane.key, run.chunk.record(waiting.index), _cause(error), 1, line, trace, due_us)
             if await self._hold(lane, waiting, hold).outcome() is Outcome.COMMITTED and due_us is not None:
                 self._lanes.set_due(lane, due_us)
+
+    def _delay_s(self, key: str, error: Exception, policy: Retry | Literal["park"], attempts: int) -> float | None:
+        """Return how long to wait before the next attempt; ``None`` to park the event, which nobody does during an outage."""
+        if not isinstance(policy, Retry):
+            return None
+        if not isinstance(error, HandlerKilled):
+            self._host.failed(key, error)
+        delay_s = policy.delay_s(attempts, random=random.random)
+        return policy.most_s if delay_s is None and self._host.is_paused else delay_s
 
     async def park(self, lane: Lane, waiting: Waiting, unreadable: Unreadable) -> None:
         """Keep a record that the code cannot read, and its key's later ones, until somebody says or the code knows it."""
@@ -134,6 +178,7 @@ class Holding:
         run, offset = waiting.run, waiting.run.chunk.offset(waiting.index)
         unit = self._units.bare(lane.work.slot, None, [(run.chunk.where, offset)])
         unit.holds = [hold]
+        unit.room = self._room
         unit.size = len(hold.record.data) + len(hold.trace)
         lane.held += 1
         lane.uncommitted += 1
@@ -142,12 +187,28 @@ class Holding:
             lane.uncommitted -= 1
             if outcome is Outcome.COMMITTED:
                 self._host.finished(run, offset)
+            elif outcome is Outcome.FULL:
+                self._full(lane, waiting)
             else:
                 self._host.lose_slot(pending.work)
 
         pending = Pending(unit, lane.work, settled)
         self._committer.put(pending)
         return pending
+
+    def _full(self, lane: Lane, waiting: Waiting) -> None:
+        """Keep a record unfinished that there is no room to hold, and stop its slot."""
+        lane.held -= 1
+        lane.insert(waiting)
+        if lane.work.full_since_s is None:
+            _logger.critical(
+                "%s: slot %d stops, and nothing is lost: the subscription holds as much as it may (%d events or %d bytes): mend the cause, "
+                "then redrive or skip what is parked (everlog parked)",
+                self._prefix,
+                lane.work.slot.number,
+                *self._room,
+            )
+        self._host.fill_slot(lane.work)
 
     def _skipped(self, pending: Pending, outcome: Outcome, run: Run, offset: Offset) -> None:
         if outcome is Outcome.COMMITTED:
@@ -167,7 +228,7 @@ class Holding:
             if rows:
                 if self._is_parked(rows[0]):
                     return
-                outcome = await self._try(me, lane, rows[0])
+                outcome = await self._try_safely(me, lane, rows[0])
                 if outcome in (Outcome.CONFLICT, Outcome.DROPPED):
                     lane.conflicts += 1
                     pause_us = conflict_pause_us(lane.conflicts)
@@ -178,6 +239,9 @@ class Holding:
                 if outcome is not Outcome.COMMITTED:
                     return
                 lane.conflicts = 0
+                if self._host.is_paused:  # that was the probe, and somebody failed meanwhile
+                    lane.is_due = True
+                    return
             elif on_their_way or lane.uncommitted:
                 await self._committer.drain(lane.work)
             else:
@@ -196,20 +260,62 @@ class Holding:
             return True
         return False
 
+    async def _try_safely(self, me: Worker, lane: Lane, held: Held) -> Outcome | None:
+        """Try one held record; where it may kill the process, as an attempt that is stored, alone in the process."""
+        work = lane.work
+        if (lane.is_suspect or held.cause is Cause.KILLED) and not self._careful.is_free(lambda: self._again(lane)):
+            return None  # a worker that waited here would be missing to those who are waited for
+        blamed, lane.blamed = lane.blamed, None
+        is_suspect, lane.is_suspect = lane.is_suspect, False
+        try:
+            if blamed is not None:
+                outcome: Outcome | None = None
+                if blamed == (held.id, held.attempts):
+                    outcome = await self._fail_again(lane, held, HandlerKilled(self._handler_of(held)))
+                    await self._store.attempt(work.lease, None)
+                    return outcome
+            if not is_suspect and held.cause is not Cause.KILLED:
+                return await self._try(me, lane, held)
+            async with self._careful:
+                await self._store.attempt(work.lease, Attempt(held=(lane.key, held.id, held.attempts)))
+                outcome = await self._try(me, lane, held)
+                if work.is_ours:
+                    await self._store.attempt(work.lease, None)
+                return outcome
+        except LeaseLost:
+            self._host.lose_slot(work)
+            return Outcome.FENCED
+
+    def _again(self, lane: Lane) -> None:
+        lane.is_due = True
+        self._lanes.schedule(lane)
+
+    def _handler_of(self, held: Held) -> str:
+        branch = choose(held.record.type, self._declaration.branches)
+        return branch.handler.name if isinstance(branch, Branch) else held.record.type
+
     async def _try(self, me: Worker, lane: Lane, held: Held) -> Outcome | None:
         """Try one held record; ``None`` where it stays, and with it those behind it."""
+        tx: Tx[Any] | None = None
         try:
             branch, event = self._read(held.record)
-            call = Call(self._prefix, self._log, branch.contract, event, stored=held.record)
-            tx, result = await self._host.invoke(me, branch, event, call)
+            call = Call(
+                self._prefix, self._log, branch.contract, event, stored=held.record, held=(lane.key, held.id, held.attempts)
+            )
+            tx, result = await self._host.invoke(me, branch, event, call, lane.work)
             if tx is not None and self._overlay.is_doomed(tx.reads, tx.scans):
+                tx.abandon()
                 return Outcome.CONFLICT
             unit = self._units.make(lane.work.slot, None, [], call, tx, result)
+            unit = unit or self._units.bare(lane.work.slot, None, [])
+            unit.releases = [held.id]
+            outcome = await self._committed(lane, unit, tx)
         except Exception as error:
+            if tx is not None:
+                tx.abandon()
             return await self._fail_again(lane, held, error)
-        unit = unit or self._units.bare(lane.work.slot, None, [])
-        unit.releases = [held.id]
-        outcome = await self._committed(lane, unit)
+        if outcome is Outcome.COMMITTED and self._host.is_listening:
+            self._host.succeeded(lane.key)
         if outcome is Outcome.REFUSED:
             return await self._fail_again(lane, held, TxRefused("an addition found no number in its row"))
         if outcome is Outcome.COMMITTED:
@@ -228,11 +334,18 @@ class Holding:
         if policy == "skip":
             _logger.warning("%s: key %r failed and is skipped, as on_error says: %s", self._prefix, lane.key, line)
             unit.releases = [held.id]
+            unit.skips = [Skip(lane.key, held.record, line)]
         else:
             if isinstance(policy, Retry):
-                delay_s = policy.delay_s(attempts, random=random.random)
+                delay_s = self._delay_s(lane.key, error, policy, attempts)
+                if self._host.is_paused:
+                    attempts = max(1, held.attempts)
+                elif delay_s is None and isinstance(error, HandlerKilled) and held.cause is not Cause.KILLED:
+                    delay_s = (
+                        policy.first_s
+                    )  # it failed in other ways before; nobody parks it for one kill, which may be a deploy's
             due_us = self._due_us(delay_s)
-            cause = Cause.UNREADABLE if is_unhandled else Cause.FAILED
+            cause = Cause.UNREADABLE if is_unhandled else _cause(error)
             unit.retried = Retried(held.id, cause, attempts, line, trace, due_us)
             self._say(lane.key, line, attempts, delay_s)
         is_committed = await self._committed(lane, unit) is Outcome.COMMITTED
@@ -254,14 +367,14 @@ class Holding:
         except EventRefused as error:
             raise Unhandled(str(error)) from error
 
-    async def _committed(self, lane: Lane, unit: Unit) -> Outcome:
+    async def _committed(self, lane: Lane, unit: Unit, tx: Tx[Any] | None = None) -> Outcome:
         def settled(pending: Pending, outcome: Outcome) -> None:
             self._units.settled(pending.unit, outcome)
             if outcome is Outcome.FENCED:
                 self._host.lose_slot(pending.work)
 
         pending = Pending(unit, lane.work, settled)
-        self._committer.put(pending)
+        (self._committer if tx is None or tx.exclusive is None else tx.exclusive).put(pending)
         return await pending.outcome()
 
     def _due_us(self, delay_s: float | None) -> int | None:

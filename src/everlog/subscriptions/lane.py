@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from everlog.subscriptions.declaration import Branch
-from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable
+
+if TYPE_CHECKING:
+    from everlog.subscriptions.progress import SlotWork
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -39,12 +41,15 @@ class Lane:
     """A key with a handler that is suspended, with records waiting for it, or with held records in the store."""
 
     __slots__ = (
+        "blamed",
         "conflicts",
         "due_us",
         "held",
         "is_due",
+        "is_probe",
         "is_running",
         "is_scheduled",
+        "is_suspect",
         "key",
         "pending",
         "uncommitted",
@@ -70,6 +75,12 @@ class Lane:
         """How often in a row the unit of its first held record was in conflict."""
         self.is_due = False
         """The first held record should be tried now."""
+        self.is_suspect = False
+        """Its first held record may have been in its handler when the slot's former owner died."""
+        self.blamed: tuple[int, int] | None = None
+        """The held record, and its attempts then, whose handler killed the former owner."""
+        self.is_probe = False
+        """It takes one step though the subscription is paused."""
 
     def insert(self, waiting: Waiting) -> None:
         """Put a record into the order in which the records of the key were taken."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot
+from everlog.subscriptions.inbox import Inbox
 from everlog.subscriptions.run import Run
 
 READ_AHEAD_RECORDS: Final = 10_000
@@ -52,6 +54,12 @@ class PartitionProgress:
         self.run = None
 
     @property
+    def taken(self) -> Offset:
+        """The last offset that was looked at."""
+        taken = self.run.taken if self.run is not None else None
+        return self.through if taken is None else max(self.through, taken)
+
+    @property
     def is_full(self) -> bool:
         """So many records were taken since the oldest unfinished one that no more should be."""
         while self._ahead and self._ahead[0].is_taken and not self._ahead[0].open:
@@ -72,10 +80,8 @@ class PartitionProgress:
 
     def snapshot(self, finishing: set[Offset]) -> Progress:
         """Return the progress as it is once the units that finish `finishing` are committed."""
-        taken = self.run.taken if self.run is not None else None
-        through = self.through if taken is None else max(self.through, taken)
         unfinished = {*self.open, *self.resuming} - finishing
-        return Progress(self.where, max(through, self.resume_through), sorted(unfinished))
+        return Progress(self.where, max(self.taken, self.resume_through), sorted(unfinished))
 
 
 class SlotWork:
@@ -89,3 +95,18 @@ class SlotWork:
         """The lease was not lost."""
         self.is_open = True
         """New records are taken; cleared to give the slot back, or by a policy that stops it."""
+        self.inbox: Inbox | None = None
+        """Where its runs go while it is worked on group by group; ``None`` where whoever is active takes them."""
+        self.left: set[tuple[TopicPartition, Offset]] | None = None
+        """What is not finished of the group that is run now; ``None`` while none is."""
+        self.left_none = asyncio.Event()
+        """Set once nothing of it is left."""
+        self.full_since_s: float | None = None
+        """Since when it takes nothing because the subscription holds as much as it may, as monotonic time."""
+
+    def done(self, where: TopicPartition, offset: Offset) -> None:
+        """Note that a record of the group that is run now is finished."""
+        if self.left is not None:
+            self.left.discard((where, offset))
+            if not self.left:
+                self.left_none.set()

@@ -17,7 +17,7 @@ from everlog.log import Backlog, Log
 from everlog.position import Offset
 from everlog.store import StoreStatus
 
-progress_topic: Final = Topic("everlog.progress", key="name", partitions=1)
+progress_topic: Final = Topic("everlog.progress", key="name", partitions=1, keep_s=3_600.0, keep_newest=True)
 
 
 class PartitionReport(msgspec.Struct, frozen=True):

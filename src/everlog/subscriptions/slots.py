@@ -6,11 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from everlog.clock import Clock
 from everlog.errors import HistoryGone, LeaseLost
 from everlog.log import Log
+from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot, SlotState, Store, Survey
 from everlog.subscriptions.engine import Engine
 from everlog.subscriptions.progress import PartitionProgress
+
+FULL_PAUSE_S: Final = 10.0
+"""How long a slot waits that stopped because there is no room to hold more."""
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -29,13 +34,15 @@ def balance(survey: Survey, *, me: int, count: int, owned: Sequence[int]) -> Mov
 
     Args:
         survey: Who is there, and who owns what.
-        me: The member.
+        me: The member; where it is not among those that may work, it gives back what it has.
         count: How many slots there are: 0 to `count` - 1.
         owned: What the member has.
     """
-    members = sorted({*survey.members, me})
-    rank = members.index(me)
-    share = count // len(members) + (rank < count % len(members))
+    if me in survey.members:
+        rank = survey.members.index(me)
+        share = count // len(survey.members) + (rank < count % len(survey.members))
+    else:
+        share = 0
     free = [number for number in range(count) if survey.owners.get(number) is None and number not in owned]
     take = free[: max(0, share - len(owned))]
     surplus = len(owned) - share
@@ -45,7 +52,8 @@ def balance(survey: Survey, *, me: int, count: int, owned: Sequence[int]) -> Mov
 class Slots:
     """Takes and gives back the slots of one engine."""
 
-    def __init__(self, engine: Engine, log: Log, store: Store, member: int) -> None:
+    def __init__(self, engine: Engine, log: Log, store: Store, member: int, *, clock: Clock) -> None:
+        self._clock = clock
         self._engine = engine
         self._log = log
         self._store = store
@@ -54,6 +62,10 @@ class Slots:
     async def settle(self) -> bool:
         """Take what is free up to an even share, give back what is beyond it; tells whether anything changed."""
         name = self._engine.declaration.name
+        for work in list(self._engine.works.values()):  # perhaps there is room again
+            if work.full_since_s is not None and self._clock.monotonic_s() - work.full_since_s >= FULL_PAUSE_S:
+                await self._engine.close_slot(work)
+                await self._store.release(work.lease)
         survey = await self._store.survey(name)
         for number, work in list(self._engine.works.items()):
             if survey.owners.get(number) != self._member and survey.owners.get(number) is not None:
@@ -78,7 +90,12 @@ class Slots:
         except LeaseLost:
             return False
         state = await self._without_gap(state)
-        self._engine.open_slot(lease, state)
+        heads: dict[TopicPartition, Offset] | None = None
+        if lease.is_unclean or state.attempt is not None:
+            heads = {}
+            for topic in self._engine.declaration.topics:
+                heads.update((await self._log.head(topic.name)).offsets)
+        self._engine.open_slot(lease, state, heads)
         return True
 
     async def _without_gap(self, state: SlotState) -> SlotState:
@@ -103,4 +120,4 @@ class Slots:
             _logger.error("%s: events of %s/%d up to offset %d were deleted before they were handled", name, *where, first)
             unfinished = [offset for offset in one.unfinished if offset > first]
             progress.append(Progress(where, max(one.through, first), unfinished, one.dedupe))
-        return SlotState(progress, state.held)
+        return SlotState(progress, state.held, state.attempt)

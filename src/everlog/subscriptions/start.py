@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 from everlog.contracts.topic import Topic
@@ -52,13 +52,24 @@ async def check_log(app: str, log: Log, store: Store, registered: Registered) ->
                 )
 
 
-def check_grown(app: AppDeclaration, registered: Registered) -> None:
+async def unseen_types(app: AppDeclaration, log: Log) -> frozenset[str]:
+    """Return the types of the app that the log has never heard of: no event of theirs can have been passed by."""
+    known = {name for spec in await log.topics() for name in spec.types}
+    return (
+        frozenset(branch.contract.name for subscription in app.subscriptions for branch in subscription.branches.values()) - known
+    )
+
+
+def check_grown(app: AppDeclaration, registered: Registered, accepted: Container[str]) -> None:
     """Check that no subscription has got a type whose past it has read over.
 
     Raises:
         StartUndecided: One has; names the types and what to say.
     """
-    for name, types in registered.grown.items():
+    for name, grown in registered.grown.items():
+        types = [one for one in grown if one not in accepted]
+        if not types:
+            continue
         raise StartUndecided(
             f"subscription {name!r} of app {app.name!r} handles {', '.join(types)} now, on topics that it has already read: say "
             f"--new-types now to handle them from here on, or give the handler to a new subscription, which begins at the first event"

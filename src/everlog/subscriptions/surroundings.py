@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from everlog.clock import Clock
 from everlog.log import Log
 from everlog.store import Store
+from everlog.subscriptions.careful import Careful
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
@@ -24,3 +27,6 @@ class Surroundings:
     outlets: Outlets
     clock: Clock
     resources: object
+    careful: Careful
+    end: Callable[[str], NoReturn]
+    """Ends the process at once, and says why."""

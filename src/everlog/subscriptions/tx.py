@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Generic, Protocol, cast, overload
+from typing import Any, Generic, NoReturn, Protocol, cast, overload
 
 import msgspec
 from typing_extensions import TypeVar
@@ -15,6 +16,7 @@ from everlog.contracts.record import Record
 from everlog.errors import TxClosed, TxRefused
 from everlog.store import Add, Delete, Put, ScanRead, StateKey, Versioned, Write
 from everlog.subscriptions.overlay import Overlay, matches
+from everlog.subscriptions.sections import Exclusive
 from everlog.subscriptions.state import Key, KeyPart, Readable, State, V, V_co, key_of, key_text
 
 R = TypeVar("R", default=None)
@@ -28,10 +30,31 @@ class Call(Protocol):
         """Return the record that is handled."""
         ...
 
+    def records(self) -> Sequence[Record[Any]]:
+        """Return all records that are handled by this call."""
+        ...
+
     @property
     def idempotency_key(self) -> str:
         """The same text each time this event is handled by this subscription."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TxContext(Generic[R]):
+    """What the calls of one subscription share.
+
+    Attributes:
+        overlay: What is written and not committed yet.
+        subscription: Its name.
+        resources: What the app's lifespan gave.
+        enter: Waits for the turn at the store's statements.
+    """
+
+    overlay: Overlay
+    subscription: str
+    resources: R
+    enter: Callable[[], Awaitable[Exclusive]]
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -48,15 +71,14 @@ class Tx(Generic[R]):
     Reads are awaited and see what the handler itself has written; writes are kept until the commit. It is closed when the handler ends.
     """
 
-    __slots__ = ("_call", "_is_closed", "_overlay", "_rows", "_subscription", "outgoing", "reads", "resources", "scans", "writes")
+    __slots__ = ("_call", "_context", "_is_closed", "_rows", "exclusive", "outgoing", "reads", "scans", "writes")
 
-    def __init__(self, call: Call, overlay: Overlay, subscription: str, resources: R) -> None:
-        self.resources = resources
-        """What the app's lifespan gave."""
+    def __init__(self, call: Call, context: TxContext[R]) -> None:
         self._call = call
-        self._overlay = overlay
-        self._subscription = subscription
+        self._context = context
         self._is_closed = False
+        self.exclusive: Exclusive | None = None
+        """Its turn at the store's statements, once it has run one."""
         self._rows: dict[StateKey, Versioned] = {}
         self.reads: dict[StateKey, int] = {}
         self.scans: list[ScanRead] = []
@@ -64,14 +86,23 @@ class Tx(Generic[R]):
         self.outgoing: list[Outgoing] = []
 
     @property
+    def resources(self) -> R:
+        """What the app's lifespan gave."""
+        return self._context.resources
+
+    @property
     def record(self) -> Record[Any]:
-        """The record that is handled: the event with its envelope."""
+        """The record that is handled: the event with its envelope.
+
+        Raises:
+            TxRefused: The handler takes batches: use `records`.
+        """
         return self._call.record()
 
     @property
     def records(self) -> Sequence[Record[Any]]:
-        """All records that are handled by this call."""
-        return (self._call.record(),)
+        """All records that are handled by this call, in the order of the events that the handler was given."""
+        return self._call.records()
 
     @property
     def replaying(self) -> bool:
@@ -80,7 +111,11 @@ class Tx(Generic[R]):
 
     @property
     def idempotency_key(self) -> str:
-        """A text that is the same each time this event is handled by this subscription: for mail, payments and HTTP."""
+        """A text that is the same each time this event is handled by this subscription: for mail, payments and HTTP.
+
+        Raises:
+            TxRefused: The handler takes batches, which may be made up differently the next time.
+        """
         return self._call.idempotency_key
 
     @overload
@@ -103,7 +138,9 @@ class Tx(Generic[R]):
             return default
         row = self._rows.get(place)
         if row is None:
-            row = await self._overlay.read(place)
+            # Inside an exclusive section what is committed stays so until this unit is.
+            overlay = self._context.overlay
+            row = await (overlay.read(place) if self.exclusive is None else overlay.committed(place))
             self._check()
             row = self._rows.setdefault(place, row)
             self.reads[place] = row.version
@@ -122,7 +159,8 @@ class Tx(Generic[R]):
         """
         self._check()
         text = "[]" if prefix == () else key_text(prefix)
-        rows = await self._overlay.scan(state.name, text)
+        overlay = self._context.overlay
+        rows = await (overlay.scan(state.name, text) if self.exclusive is None else overlay.scan_committed(state.name, text))
         self._check()
         self.scans.append(ScanRead(state.name, text, tuple((key, row.version) for key, row in rows)))
         seen = dict(rows)
@@ -138,6 +176,30 @@ class Tx(Generic[R]):
                 values[key] = _sum(state.name, seen[key].value if key in seen else None, write)
         for key in sorted(values):
             yield key_of(key), state.decode(values[key])
+
+    async def sql(self, query: str, *params: object) -> list[tuple[Any, ...]]:
+        """Run a statement on the app's own tables, in the store's database and in the transaction of this unit; return its rows.
+
+        From the first call to its end the handler has the store for itself, for at most 250 ms: other handlers go on, and what they change
+        waits. So do slow awaits before.
+
+        Args:
+            query: SQL with `?` for parameters. Tables of any name but the store's own, and none that begins with `everlog_`.
+            params: None, int, float, str or bytes each.
+
+        Raises:
+            TxClosed: The handler has ended.
+            SqlRefused: It touches the store's own tables, or begins or ends a transaction, attaches a file, or sets a PRAGMA.
+            SqlFailed: The database refused it: a syntax error, a constraint. The handler may catch it and go on.
+            SqlTimeout: The 250 ms are over; all that the handler did is taken back, and it has failed.
+        """
+        self._check()
+        if self.exclusive is None:
+            self.exclusive = await self._context.enter()
+            self._check()
+        rows = await self.exclusive.execute(query, params)
+        self._check()
+        return rows
 
     def put(self, state: State[V], key: Key, value: V) -> None:
         """Set a row.
@@ -196,7 +258,7 @@ class Tx(Generic[R]):
     @property
     def has_effects(self) -> bool:
         """Something was read, written or published."""
-        return bool(self.reads or self.writes or self.outgoing or self.scans)
+        return bool(self.reads or self.writes or self.outgoing or self.scans or self.exclusive)
 
     def sums(self) -> dict[StateKey, bytes]:
         """Return what each addition comes to whose row was read.
@@ -214,18 +276,45 @@ class Tx(Generic[R]):
         """End it: later use raises."""
         self._is_closed = True
 
+    def abandon(self) -> None:
+        """Take back what its statements did, if they are not on their way to the commit. Idempotent."""
+        if self.exclusive is not None:
+            self.exclusive.abandon()
+
     def _check(self) -> None:
         if self._is_closed:
             raise TxClosed("tx was used after its handler had ended: await what you start before you return")
 
     def _own(self, state: State[Any], key: Key) -> StateKey:
         self._check()
-        if state.subscription != self._subscription:
+        if state.subscription != self._context.subscription:
             raise TxRefused(
-                f"state {state.name!r} belongs to subscription {state.subscription!r}, and {self._subscription!r} may only read it: "
+                f"state {state.name!r} belongs to subscription {state.subscription!r}, and {self._context.subscription!r} may only read it: "
                 f"publish an event that its owner handles"
             )
         return state.name, key_text(key)
+
+
+class PlainTx(Tx[R]):
+    """What a plain function is given, in its thread: it writes and publishes, and cannot await."""
+
+    __slots__ = ()
+
+    def get(self, state: Readable[Any], key: Key, default: object = None) -> NoReturn:  # noqa: ARG002 as in `Tx`
+        """Refuse. Raises `TxRefused`."""
+        raise _async_only("get")
+
+    def scan(self, state: Readable[Any], prefix: KeyPart | tuple[KeyPart, ...] = ()) -> NoReturn:  # noqa: ARG002 as in `Tx`
+        """Refuse. Raises `TxRefused`."""
+        raise _async_only("scan")
+
+    def sql(self, query: str, *params: object) -> NoReturn:  # noqa: ARG002 as in `Tx`
+        """Refuse. Raises `TxRefused`."""
+        raise _async_only("sql")
+
+
+def _async_only(name: str) -> TxRefused:
+    return TxRefused(f"tx.{name} has to be awaited, and this handler is a plain function: make it async (async def …)")
 
 
 def _sum(state: str, value: bytes | None, write: Add) -> bytes:

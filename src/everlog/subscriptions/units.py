@@ -12,9 +12,9 @@ from everlog.contracts.envelope import Origin, address
 from everlog.contracts.topic import Topic
 from everlog.errors import TxRefused
 from everlog.position import Offset, TopicPartition
-from everlog.record import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, StoredRecord
+from everlog.record import CAUSATION_ID, CORRELATION_ID, TRACEPARENT
 from everlog.store import Emitted, Outcome, Put, Slot, StateKey, Unit
-from everlog.subscriptions.call import Call
+from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.tx import Outgoing, Tx
 
@@ -53,7 +53,7 @@ class Units:
         slot: Slot,
         lane: str | None,
         finishes: Sequence[tuple[TopicPartition, Offset]],
-        call: Call,
+        call: Call | BatchCall,
         tx: Tx[Any] | None,
         result: object,
     ) -> Unit | None:
@@ -66,14 +66,14 @@ class Units:
         outgoing = list(tx.outgoing) if tx is not None else []
         if result is not None:
             outgoing.append(Outgoing(_returned(result), None, None))
-        if not outgoing and (tx is None or not (tx.writes or tx.reads or tx.scans)):
+        if not outgoing and (tx is None or not (tx.writes or tx.reads or tx.scans or tx.exclusive)):
             return None
         unit = Unit(slot, lane, next(self._versions), finishes)
         sums: dict[StateKey, bytes] = {}
         if tx is not None:
             unit.reads, unit.scans, unit.writes, sums = tx.reads, tx.scans, tx.writes, tx.sums()
         if outgoing:
-            unit.emits = self._emits(outgoing, call.stored())
+            unit.emits = self._emits(outgoing, call)
         unit.size = sum(_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits)
         unit.size += sum(_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values())
         self._overlay.apply(unit, sums)
@@ -87,9 +87,10 @@ class Units:
         """Note that a unit is committed, or never will be."""
         self._overlay.forget(unit, is_committed=outcome is Outcome.COMMITTED)
 
-    def _emits(self, outgoing: Sequence[Outgoing], handled: StoredRecord) -> list[Emitted]:
+    def _emits(self, outgoing: Sequence[Outgoing], call: Call | BatchCall) -> list[Emitted]:
+        handled = call.stored()
         emits: list[Emitted] = []
-        index = itertools.count()
+        indices: dict[str, Iterator[int]] = {}
         now_us = self._clock.wall_us()
         for out in outgoing:
             cause = out.cause.stored if out.cause is not None else handled
@@ -98,7 +99,11 @@ class Units:
             headers.setdefault(CAUSATION_ID, cause.id)
             if TRACEPARENT in cause.headers:
                 headers.setdefault(TRACEPARENT, cause.headers[TRACEPARENT])
-            ids = [self._id(handled, next(index)) for _ in out.events]
+            # Stable when the same record is handled again; a cause from elsewhere can be that of several.
+            origin = cause if call.has(cause) else handled
+            text = f"{origin.source}\x1f{origin.id}\x1f"
+            index = indices.setdefault(text, itertools.count())
+            ids = [self._id(text, next(index)) for _ in out.events]
             addressed = address(out.events, Origin(self._app, now_us, headers, self._next_partition), ids=ids)
             placed: list[tuple[int, Emitted]] = []
             for target in addressed:
@@ -110,9 +115,8 @@ class Units:
             emits.extend(emitted for _, emitted in placed)
         return emits
 
-    def _id(self, handled: StoredRecord, index: int) -> str:
-        text = f"{self._prefix}{handled.source}\x1f{handled.id}\x1f{index}"
-        return blake2b(text.encode(), digest_size=16).hexdigest()
+    def _id(self, cause: str, index: int) -> str:
+        return blake2b(f"{self._prefix}{cause}{index}".encode(), digest_size=16).hexdigest()
 
     def _next_partition(self, topic: Topic) -> int:
         return next(self._spread) % topic.partitions

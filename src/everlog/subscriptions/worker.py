@@ -8,16 +8,21 @@ from typing import Final
 
 from everlog.clock import Clock
 from everlog.errors import HandlerCancelled, HandlerTimeout
+from everlog.store import Attempt
+from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.lane import Lane
+from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run
 
 _LOOKS_PER_LIMIT: Final = 8
+IGNORED_S: Final = 5.0
+"""A handler that has not ended so long after it was cancelled cannot be stopped but with its process."""
 
 
 class Worker:
     """What one worker does now, for whoever looks while its handler is suspended."""
 
-    __slots__ = ("index", "is_timed_out", "key", "lane", "run", "task", "watched")
+    __slots__ = ("call", "index", "is_timed_out", "key", "lane", "run", "task", "watched", "work")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
@@ -30,6 +35,19 @@ class Worker:
         self.watched: object = None
         """What a time limit is kept on: another object for each call; ``None`` while no handler is suspended."""
         self.is_timed_out = False
+        self.call: Call | BatchCall | None = None
+        """What it is called for, where that is not the record at `index` of `run`."""
+        self.work: SlotWork | None = None
+        """Of which slot that is."""
+
+    @property
+    def attempt(self) -> tuple[SlotWork, Attempt] | None:
+        """What its handler is called for now; ``None`` where none is."""
+        if self.call is not None and self.work is not None:
+            return self.work, self.call.attempt
+        if self.run is not None and self.index >= 0:
+            return self.run.work, Attempt([(self.run.chunk.where, self.run.chunk.offset(self.index))])
+        return None
 
     def cancelled(self, handler: str, limit_s: float) -> HandlerTimeout | HandlerCancelled | None:
         """Return what a cancellation that came out of a handler, or was swallowed by it, means.
@@ -46,7 +64,14 @@ class Worker:
         return HandlerCancelled(handler) if asked == 0 else None
 
 
-async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Clock, look: Callable[[], None]) -> None:
+async def keep_time_limit(
+    workers: Sequence[Worker],
+    limit_s: float,
+    clock: Clock,
+    *,
+    look: Callable[[], None],
+    ignored: Callable[[Worker], None],
+) -> None:
     """Cancel handlers that run for longer than `limit_s`, until cancelled: one look at all of them, a few times per limit.
 
     Args:
@@ -54,10 +79,11 @@ async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Cloc
         limit_s: The limit, in seconds; a handler gets up to an eighth more.
         clock: The time.
         look: Called before each look, so that the worker that is suspended shows its call.
+        ignored: Called for one whose handler has not ended `IGNORED_S` after it was cancelled.
     """
     since: dict[Worker, tuple[object, float]] = {}
     while True:
-        await clock.sleep(limit_s / _LOOKS_PER_LIMIT)
+        await clock.sleep(min(limit_s, IGNORED_S) / _LOOKS_PER_LIMIT)
         look()
         now_s = clock.monotonic_s()
         for worker in workers:
@@ -68,4 +94,7 @@ async def keep_time_limit(workers: Sequence[Worker], limit_s: float, clock: Cloc
                 since[worker] = (worker.watched, now_s)
             elif now_s - known[1] >= limit_s and worker.task is not None and not worker.is_timed_out:
                 worker.is_timed_out = True
+                since[worker] = (worker.watched, now_s)
                 worker.task.cancel()
+            elif worker.is_timed_out and now_s - known[1] >= IGNORED_S:
+                ignored(worker)

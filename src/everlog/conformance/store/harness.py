@@ -125,7 +125,7 @@ async def opened(harness: StoreUnderTest, *, app: AppSpec = APP) -> AsyncGenerat
 async def at_work(harness: StoreUnderTest, *slots: Slot, alive_s: float = 3_600.0) -> AsyncGenerator[Worker]:
     """Open the store as a member that handles both subscriptions and owns `slots`."""
     async with opened(harness) as store:
-        worker = Worker(store, await store.join([STOCK, MAIL], alive_s=alive_s))
+        worker = Worker(store, await store.join({STOCK: [], MAIL: []}, alive_s=alive_s))
         for slot in slots:
             await worker.take(slot)
         yield worker

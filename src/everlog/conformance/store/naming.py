@@ -98,7 +98,7 @@ async def grown_types_on_a_topic_with_progress_are_reported_until_they_are_accep
         for attempt in ("first", "second"):
             found = await store.register(grown, log=LOG)
             same({k: list(v) for k, v in found.grown.items()}, {STOCK: ["conformance.cancelled/1"]}, f"the {attempt} report")
-        found = await store.register(grown, log=LOG, accept_grown=True)
+        found = await store.register(grown, log=LOG, accept=("conformance.cancelled/1",))
         same(
             {k: list(v) for k, v in found.grown.items()}, {STOCK: ["conformance.cancelled/1"]}, "the report of the accepted start"
         )
@@ -169,7 +169,7 @@ async def a_lease_of_a_retired_subscription_never_counts_again(harness: StoreUnd
         await store.leave()
         await store.retire(STOCK)
         await store.register(APP, log=LOG)
-        await store.join([STOCK], alive_s=60)
+        await store.join({STOCK: []}, alive_s=60)
         new = await worker.take(SLOT)
         holds(new.epoch > old.epoch, f"expected an epoch above {old.epoch}, found {new.epoch}")
         same(list(await store.commit([worker.unit()], [old], [])), [Outcome.FENCED], "the outcome under the old lease")

@@ -38,9 +38,9 @@ _BRIEFLY_S = 0.001
 @case()
 async def versions_of_two_members_never_meet(harness: StoreUnderTest) -> None:
     async with opened(harness) as store:
-        first = await store.join([STOCK], alive_s=60)
+        first = await store.join({STOCK: []}, alive_s=60)
         await store.leave()
-        second = await store.join([STOCK], alive_s=60)
+        second = await store.join({STOCK: []}, alive_s=60)
         holds(first.member != second.member, f"expected a new number, found {first.member} again")
         holds(abs(first.version_base - second.version_base) >= 2**40, f"expected 2**40 versions each, found {first}, {second}")
 

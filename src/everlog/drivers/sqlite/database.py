@@ -56,6 +56,14 @@ class OutcomeUnknown(Exception):
     """The commit of a group failed: it may show up when the file is next recovered, or not."""
 
 
+class _Word:
+    """What became of a job that a thread waits for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.result: object = None
+
+
 class Group(NamedTuple):
     """What `apply` is told of its group."""
 
@@ -81,6 +89,7 @@ class Database(Generic[J, R]):
         wall_us: Callable[[], int],
         tick: Callable[[], J | None] | None = None,
         tick_s: float = 1.0,
+        is_alone: Callable[[J], bool] | None = None,
     ) -> None:
         """Prepare; `open` does the work.
 
@@ -93,6 +102,7 @@ class Database(Generic[J, R]):
             wall_us: The wall time, in microseconds since 1970 UTC.
             tick: Asked by the writer thread every `tick_s` for a job of its own, even while the event loop is busy.
             tick_s: Seconds between ticks.
+            is_alone: Tells of a job that it has a transaction of its own, so that its failure is not that of others.
         """
         self.path = path.resolve() if path is not None else None  # two names of one file have one turn and one bell
         self._kind = kind
@@ -101,9 +111,11 @@ class Database(Generic[J, R]):
         self._wall_us = wall_us
         self._tick = tick
         self._tick_s = tick_s
+        self._is_alone = is_alone
         self._pid = os.getpid()
-        self._jobs: queue.SimpleQueue[tuple[J, asyncio.Future[R]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[J, asyncio.Future[R] | _Word] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._put_off: tuple[J, asyncio.Future[R] | _Word] | None = None  # taken from the queue, for the next group
         self._closed = False
         self._last_number = -1
         self._lock = threading.Lock() if path is None else None  # in memory there is but one connection
@@ -139,6 +151,29 @@ class Database(Generic[J, R]):
         future: asyncio.Future[R] = self._loop.create_future()
         self._jobs.put((job, future))
         return future
+
+    def do(self, job: J, within_s: float) -> bool:
+        """Apply a job from any thread, while the event loop may be blocked; tells whether it was committed within the time.
+
+        Blocks. For the last words of a process that has to end.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return False
+        word = _Word()
+        self._jobs.put((job, word))
+        return word.done.wait(within_s) and not isinstance(word.result, BaseException)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Generator[None]:
+        """Let readers in while a job waits inside its transaction. Only in the writer thread; a file's readers never wait for it."""
+        if self._lock is None:
+            yield
+            return
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
 
     @contextlib.contextmanager
     def reading(self) -> Generator[apsw.Connection]:
@@ -198,7 +233,8 @@ class Database(Generic[J, R]):
         while True:
             try:
                 timeout = None if self._tick is None else max(0.0, next_tick - time.monotonic())
-                item = self._jobs.get(timeout=timeout)
+                item = self._put_off or self._jobs.get(timeout=timeout)
+                self._put_off = None
             except queue.Empty:
                 assert self._tick is not None
                 next_tick = time.monotonic() + self._tick_s
@@ -220,10 +256,12 @@ class Database(Generic[J, R]):
         self._let_go()
         self._tell(_succeed, self._ended)
 
-    def _gather(self, first: tuple[J, asyncio.Future[R]]) -> tuple[list[tuple[J, asyncio.Future[R] | None]], bool]:
+    def _gather(
+        self, first: tuple[J, asyncio.Future[R] | _Word]
+    ) -> tuple[list[tuple[J, asyncio.Future[R] | _Word | None]], bool]:
         """Return what is queued, up to a group's bounds, without waiting; and whether the end was among it."""
-        group: list[tuple[J, asyncio.Future[R] | None]] = [first]
-        if self._jobs.empty():
+        group: list[tuple[J, asyncio.Future[R] | _Word | None]] = [first]
+        if self._jobs.empty() or (self._is_alone is not None and self._is_alone(first[0])):
             return group, False
         size = self._size_of(first[0])
         while size < GROUP_BYTES and len(group) < GROUP_JOBS:
@@ -233,6 +271,9 @@ class Database(Generic[J, R]):
                 break
             if item is None:
                 return group, True
+            if self._is_alone is not None and self._is_alone(item[0]):
+                self._put_off = item
+                break
             group.append(item)
             size += self._size_of(item[0])
         return group, False
@@ -295,7 +336,7 @@ class Database(Generic[J, R]):
         self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._suspect = False
 
-    def _commit(self, group: Sequence[tuple[J, asyncio.Future[R] | None]]) -> None:
+    def _commit(self, group: Sequence[tuple[J, asyncio.Future[R] | _Word | None]]) -> None:
         """Apply one group in one transaction, and tell every job's future."""
         jobs = [job for job, _ in group]
         results: Sequence[R | BaseException]
@@ -309,7 +350,12 @@ class Database(Generic[J, R]):
         except OSError as error:  # of the turn's file: the thread lives on, and nobody waits for ever
             self._suspect = True
             results = [OutcomeUnknown(str(error))] * len(jobs)
-        self._tell(_settle, [(future, result) for (_, future), result in zip(group, results, strict=True) if future is not None])
+        settled = [(future, result) for (_, future), result in zip(group, results, strict=True) if future is not None]
+        for future, result in settled:
+            if isinstance(future, _Word):
+                future.result = result
+                future.done.set()
+        self._tell(_settle, [(future, result) for future, result in settled if not isinstance(future, _Word)])
 
     def _commit_file(self, jobs: Sequence[J]) -> Sequence[R | BaseException]:
         assert self._turn is not None
@@ -381,7 +427,7 @@ class Database(Generic[J, R]):
                 item = self._jobs.get_nowait()
             except queue.Empty:
                 return
-            if item is not None:
+            if item is not None and not isinstance(item[1], _Word):
                 self._tell(_fail, item[1], Closed(f"the {self._kind.name} was closed"))
 
     def _tell(self, function: Callable[..., None], *args: object) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from everlog.amount import total
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.position import Offset, TopicPartition
-from everlog.store import Add, Delete, Lease, Outcome, Progress, Put, ScanRead, Slot, StateKey, Unit
+from everlog.store import Add, Delete, Lease, Outcome, Progress, Put, Room, ScanRead, Slot, StateKey, Unit
 from everlog.stores.sqlite.leases import is_valid
 from everlog.stores.sqlite.names import Names, names
 
@@ -39,12 +39,13 @@ _PUT_PROGRESS: Final = (
 )
 _EMIT: Final = "INSERT INTO outbox (topic, partition, key, record) VALUES (?, ?, ?, ?)"
 _HOLD: Final = (
-    "INSERT INTO held (subscription, generation, slot, key, record, cause, attempts, error, trace, next_attempt_us, held_at_us) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO held (subscription, generation, slot, key, type, record, cause, attempts, error, trace, next_attempt_us, held_at_us) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 # What was only behind another has now failed itself. What could not be read stays so marked: newer code will redrive it.
 _RETRIED: Final = "UPDATE held SET cause = ?, attempts = ?, error = ?, trace = ?, next_attempt_us = ? WHERE id = ?"
 _RELEASE: Final = "DELETE FROM held WHERE id = ?"
+_SKIP: Final = "INSERT INTO skipped (subscription, key, record, error, skipped_at_us) VALUES (?, ?, ?, ?, ?)"
 _SET_TIMER: Final = (
     "INSERT INTO timer VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT (subscription, name, key) DO UPDATE SET fires_us = excluded.fires_us, emitted = excluded.emitted"
@@ -85,6 +86,7 @@ def commit(
     known = names(connection)
     owned = {lease.slot for lease in leases if is_valid(connection, lease)}
     rows = _Rows(connection, known)
+    held = _Held(connection)
     outcomes: list[Outcome] = []
     applied: list[Unit] = []
     put_back: dict[tuple[Slot, TopicPartition], set[Offset]] = {}
@@ -95,6 +97,8 @@ def commit(
             outcome = Outcome.FENCED
         elif lane in broken_lanes:
             outcome = Outcome.DROPPED
+        elif unit.holds and not held.has_room(unit):
+            outcome = Outcome.FULL
         else:
             outcome = rows.apply(unit)
         outcomes.append(outcome)
@@ -115,8 +119,8 @@ def commit(
     ]  # fmt: skip
     holds = [
         (
-            unit.slot.subscription, known.generation(unit.slot.subscription), unit.slot.number, hold.key, _encode(hold.record),
-            hold.cause.value, hold.attempts, hold.error, hold.trace, hold.next_attempt_us, now_us,
+            unit.slot.subscription, known.generation(unit.slot.subscription), unit.slot.number, hold.key, hold.record.type,
+            _encode(hold.record), hold.cause.value, hold.attempts, hold.error, hold.trace, hold.next_attempt_us, now_us,
         )
         for unit in applied
         for hold in unit.holds
@@ -124,7 +128,7 @@ def commit(
     rows.write()
     connection.executemany(_PUT_PROGRESS, progressed)
     connection.executemany(_HOLD, holds)
-    _write_rest(connection, applied)
+    _write_rest(connection, applied, now_us)
     return outcomes
 
 
@@ -135,7 +139,7 @@ def _unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
     return _encode(sorted({*progress.unfinished, *(offset for offset in put_back if offset <= progress.through)}))
 
 
-def _write_rest(connection: apsw.Connection, units: Sequence[Unit]) -> None:
+def _write_rest(connection: apsw.Connection, units: Sequence[Unit], now_us: int) -> None:
     """Write what needs no judgement, a table at a time."""
     connection.executemany(
         _EMIT,
@@ -144,6 +148,10 @@ def _write_rest(connection: apsw.Connection, units: Sequence[Unit]) -> None:
             for unit in units
             for emitted in unit.emits
         ],
+    )
+    connection.executemany(
+        _SKIP,
+        [(unit.slot.subscription, skip.key, _encode(skip.record), skip.error, now_us) for unit in units for skip in unit.skips],
     )
     connection.executemany(_RELEASE, [(held_id,) for unit in units for held_id in unit.releases])
     connection.executemany(
@@ -160,6 +168,29 @@ def _write_rest(connection: apsw.Connection, units: Sequence[Unit]) -> None:
         [(*place, timer.fires_us, _encode(timer.emitted)) for place, timer in timers.items() if timer.emitted is not None],
     )
     connection.executemany(_DELETE_TIMER, [place for place, timer in timers.items() if timer.emitted is None])
+
+
+class _Held:
+    """How much each subscription holds, with what the units applied so far add."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._more: dict[str, Room] = {}
+
+    def has_room(self, unit: Unit) -> bool:
+        """Tell whether the unit's copies fit; where they do, they are counted."""
+        if unit.room is None:
+            return True
+        name = unit.slot.subscription
+        held = self._more.get(name)
+        if held is None:
+            rows = rows_of(self._connection, "SELECT records, bytes FROM holding WHERE subscription = ?", (name,))
+            held = Room(*rows[0]) if rows else Room(0, 0)
+        size = sum(len(hold.record.data) for hold in unit.holds)
+        if held.records + len(unit.holds) > unit.room.records or held.size_bytes + size > unit.room.size_bytes:
+            return False
+        self._more[name] = Room(held.records + len(unit.holds), held.size_bytes + size)
+        return True
 
 
 class _Rows:

@@ -14,7 +14,7 @@ import msgspec
 
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.record import StoredRecord
-from everlog.store import Cause, Held, HeldKey, Lease, ParkedKey, Request, Slot
+from everlog.store import Cause, Held, HeldKey, Lease, ParkedKey, Request, Skipped, Slot
 from everlog.stores.sqlite.leases import check
 
 _COLUMNS: Final = "id, subscription, slot, key, record, cause, attempts, error, trace, next_attempt_us, held_at_us"
@@ -65,17 +65,26 @@ def counts(connection: apsw.Connection, subscription: str) -> tuple[int, int, in
         f"SELECT coalesce(sum({PARKED}), 0), count(*) FROM held AS h WHERE subscription = ? AND {_FIRST_OF_ITS_KEY}",
         (subscription,),
     )[0]
-    records: int = first_of(connection, "SELECT count(*) FROM held WHERE subscription = ?", (subscription,))
-    return firsts - parked, parked, records
+    records: int | None = first_of(connection, "SELECT records FROM holding WHERE subscription = ?", (subscription,))
+    return firsts - parked, parked, records or 0
 
 
-def request(connection: apsw.Connection, subscription: str, key: str | None, action: Literal["redrive", "skip"]) -> int:
+def request(
+    connection: apsw.Connection,
+    subscription: str,
+    key: str | None,
+    action: Literal["redrive", "skip"],
+    *,
+    type_name: str | None,
+    error: str | None,
+) -> int:
     """File what is asked for; what is asked for already is not filed twice. Returns for how many keys."""
     which = "h.key = ?2" if key is not None else f"?2 IS NULL AND {PARKED}"
     found = rows_of(
         connection,
-        f"SELECT slot, key, id FROM held AS h WHERE subscription = ?1 AND {which} AND {_FIRST_OF_ITS_KEY} ORDER BY id",
-        (subscription, key),
+        f"SELECT slot, key, id FROM held AS h WHERE subscription = ?1 AND {which} AND (?3 IS NULL OR type = ?3) "
+        f"AND (?4 IS NULL OR instr(error, ?4) > 0) AND {_FIRST_OF_ITS_KEY} ORDER BY id",
+        (subscription, key, type_name, error),
     )
     connection.executemany(
         "INSERT INTO request (subscription, slot, key, action, held_id) VALUES (?, ?, ?, ?, ?) "
@@ -104,8 +113,30 @@ def answer(connection: apsw.Connection, lease: Lease, asked: Request, now_us: in
     if asked.action == "redrive":
         connection.execute("UPDATE held SET attempts = 0, next_attempt_us = ? WHERE id = ?", (now_us, first))
     elif first == wanted:  # else the record that somebody wanted gone is gone, and this one has not failed
+        connection.execute(
+            "INSERT INTO skipped (subscription, key, record, error, skipped_at_us) "
+            "SELECT subscription, key, record, error, ? FROM held WHERE id = ?",
+            (now_us, first),
+        )
         connection.execute("DELETE FROM held WHERE id = ?", (first,))
         connection.execute("UPDATE held SET next_attempt_us = ? WHERE id = ?", (now_us, _first(connection, asked)))
+
+
+def skipped(connection: apsw.Connection, subscription: str | None, after: int, limit: int) -> Sequence[Skipped]:
+    """Return what was passed over, by id, from the one behind `after`."""
+    rows = rows_of(
+        connection,
+        "SELECT id, subscription, key, record, error, skipped_at_us FROM skipped "
+        "WHERE id > ?1 AND (?2 IS NULL OR subscription = ?2) ORDER BY id LIMIT ?3",
+        (after, subscription, limit),
+    )
+    return [Skipped(number, name, key, _decode(record), error, at_us) for number, name, key, record, error, at_us in rows]
+
+
+def forget_skipped(connection: apsw.Connection, subscription: str | None, through: int) -> int:
+    """Remove what was passed over from the list; return how many."""
+    connection.execute("DELETE FROM skipped WHERE id <= ?1 AND (?2 IS NULL OR subscription = ?2)", (through, subscription))
+    return connection.changes()
 
 
 def _first(connection: apsw.Connection, asked: Request) -> int | None:

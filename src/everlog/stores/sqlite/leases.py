@@ -10,7 +10,7 @@ to take it, which changes the row; so the old owner can go on for as long as nob
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import apsw
@@ -19,7 +19,7 @@ import msgspec
 from everlog.drivers.sqlite.process import Process, is_dead
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import LeaseLost, StoreError
-from everlog.store import RELAY, Joined, Lease, Slot, Survey
+from everlog.store import RELAY, Attempt, Joined, Lease, Slot, Survey
 
 _VERSIONS_EACH = 40  # bits: a member numbers its units within 2⁴⁰ of its own
 
@@ -30,7 +30,10 @@ class Membership:
 
     number: int
     process: Process
-    handles: Sequence[str]
+    handles: Mapping[str, Sequence[str]]
+    """Subscription → types."""
+    paused: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Subscription → why it is paused there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Now:
     process: Process
 
 
-def join(connection: apsw.Connection, process: Process, handles: Sequence[str], now: Now) -> Joined:
+def join(connection: apsw.Connection, process: Process, handles: Mapping[str, Sequence[str]], now: Now) -> Joined:
     """Give out a number that no process ever had, and forget the members that are gone."""
     gone = [(number,) for number, is_live, _ in _members(connection, now) if not is_live]
     # A member that was only silent writes its row again with its next heartbeat.
@@ -57,10 +60,11 @@ def beat(connection: apsw.Connection, member: Membership, now: Now) -> None:
     """Note that the member is alive."""
     process = member.process
     connection.execute(
-        "INSERT INTO member VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (number) DO UPDATE SET seen_s = excluded.seen_s",
+        "INSERT INTO member VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (number) DO UPDATE SET seen_s = excluded.seen_s, paused = excluded.paused",
         (
             member.number, process.pid, process.start, process.boot, process.namespace,
-            msgspec.json.encode(member.handles).decode(), now.seconds,
+            msgspec.json.encode(member.handles).decode(), now.seconds, msgspec.json.encode(member.paused).decode(),
         ),
     )  # fmt: skip
 
@@ -71,14 +75,29 @@ def leave(connection: apsw.Connection, member: int) -> None:
     connection.execute("DELETE FROM member WHERE number = ?", (member,))
 
 
-def survey(connection: apsw.Connection, subscription: str, now: Now) -> Survey:
-    """Return the live members that handle the subscription, and the owner of each of its slots."""
-    live = live_members(connection, now)
+def survey(connection: apsw.Connection, subscription: str, me: Membership | None, now: Now) -> Survey:
+    """Return the live members that may work on the subscription, and the owner of each of its slots. `me` is alive in any case."""
+    live = dict(live_members(connection, now))
+    if me is not None:
+        live[me.number] = me.handles
     slots = rows_of(connection, "SELECT slot, member FROM lease WHERE subscription = ? ORDER BY slot", (subscription,))
     return Survey(
-        [number for number, handles in live.items() if subscription in handles],
+        able({number: handles[subscription] for number, handles in live.items() if subscription in handles}),
         {slot: member if member in live else None for slot, member in slots},
     )
+
+
+def able(types_of: Mapping[int, Sequence[str]]) -> Sequence[int]:
+    """Return the members that may work on a subscription, ascending.
+
+    Those whose types no other member's exceed; where such members differ, those that agree with the newest of them.
+
+    Args:
+        types_of: What each member handles.
+    """
+    sets = {number: frozenset(types) for number, types in types_of.items()}
+    largest = [number for number, own in sets.items() if not any(own < other for other in sets.values())]
+    return sorted(number for number in sets if sets[number] == sets[max(largest)])
 
 
 def processes(connection: apsw.Connection) -> Sequence[Process]:
@@ -114,6 +133,8 @@ def acquire(connection: apsw.Connection, slot: Slot, member: Membership, now: No
     found = taken(connection, slot, member, now)
     if found is not None:
         return found.lease
+    sql = "SELECT 1 FROM lease WHERE subscription = ? AND slot = ? AND member IS NOT NULL"
+    is_unclean = first_of(connection, sql, slot) is not None
     beat(connection, member, now)
     epoch = first_of(connection, "UPDATE meta SET epoch = epoch + 1 RETURNING epoch")
     connection.execute(
@@ -121,7 +142,7 @@ def acquire(connection: apsw.Connection, slot: Slot, member: Membership, now: No
         "ON CONFLICT (subscription, slot) DO UPDATE SET epoch = excluded.epoch, member = excluded.member",
         (*slot, epoch, member.number),
     )
-    return Lease(slot, epoch, member.number)
+    return Lease(slot, epoch, member.number, is_unclean)
 
 
 def release(connection: apsw.Connection, lease: Lease) -> None:
@@ -151,13 +172,39 @@ def check(connection: apsw.Connection, lease: Lease, slot: Slot) -> None:
         )
 
 
-def live_members(connection: apsw.Connection, now: Now) -> Mapping[int, Sequence[str]]:
+def live_members(connection: apsw.Connection, now: Now) -> Mapping[int, Mapping[str, Sequence[str]]]:
     """Return the live members and what each handles, by number."""
     return {number: handles for number, is_live, handles in _members(connection, now) if is_live}
 
 
-def _members(connection: apsw.Connection, now: Now) -> Sequence[tuple[int, bool, Sequence[str]]]:
-    found: list[tuple[int, bool, Sequence[str]]] = []
+def attempt(connection: apsw.Connection, lease: Lease, attempted: Attempt | None) -> None:
+    """Carry out `Store.attempt` inside the transaction of its group."""
+    check(connection, lease, lease.slot)
+    if attempted is None:
+        connection.execute("DELETE FROM attempt WHERE subscription = ? AND slot = ?", lease.slot)
+    else:
+        connection.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?, ?)", (*lease.slot, msgspec.msgpack.encode(attempted)))
+
+
+def attempted(connection: apsw.Connection, slot: Slot) -> Attempt | None:
+    """Return what was attempted in the slot and did not end."""
+    body: bytes | None = first_of(connection, "SELECT attempt FROM attempt WHERE subscription = ? AND slot = ?", slot)
+    return None if body is None else msgspec.msgpack.decode(body, type=Attempt)
+
+
+def pauses(connection: apsw.Connection, subscription: str, now: Now) -> Sequence[str]:
+    """Return why live members have paused a subscription."""
+    live = live_members(connection, now)
+    found: list[str] = []
+    for number, paused in rows_of(connection, "SELECT number, paused FROM member ORDER BY number"):
+        why = msgspec.json.decode(paused, type=dict[str, str]).get(subscription)
+        if number in live and why is not None:
+            found.append(why)
+    return found
+
+
+def _members(connection: apsw.Connection, now: Now) -> Sequence[tuple[int, bool, Mapping[str, Sequence[str]]]]:
+    found: list[tuple[int, bool, Mapping[str, Sequence[str]]]] = []
     rows = rows_of(
         connection, "SELECT number, pid, pid_start, boot_id, pid_namespace, handles, seen_s FROM member ORDER BY number"
     )
@@ -165,5 +212,5 @@ def _members(connection: apsw.Connection, now: Now) -> Sequence[tuple[int, bool,
         process = Process(pid, start, boot, namespace)
         # The monotonic time of another boot says nothing about this one.
         is_live = boot == now.process.boot and seen_s > now.seconds - now.lease_s and not is_dead(process, seen_from=now.process)
-        found.append((number, is_live, msgspec.json.decode(handles, type=list[str])))
+        found.append((number, is_live, msgspec.json.decode(handles, type=dict[str, list[str]])))
     return found

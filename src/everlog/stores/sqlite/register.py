@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from uuid import UUID
 
 import apsw
@@ -15,10 +15,10 @@ from everlog.stores.sqlite.leases import Now, live_members
 from everlog.stores.sqlite.names import names
 
 _FIRST_GENERATION = 1
-_OF_A_SUBSCRIPTION = ("state", "owned", "progress", "held", "request", "timer", "lease", "attempt", "skipped")
+_OF_A_SUBSCRIPTION = ("state", "owned", "progress", "held", "holding", "request", "timer", "lease", "attempt", "skipped")
 
 
-def register(connection: apsw.Connection, app: AppSpec, log: UUID, *, accept_grown: bool) -> Registered:
+def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Container[str]) -> Registered:
     """Carry out `Store.register` inside the transaction of its group."""
     ((name, log_bytes),) = rows_of(connection, "SELECT app, log FROM meta")
     if name is not None and name != app.name:
@@ -38,20 +38,26 @@ def register(connection: apsw.Connection, app: AppSpec, log: UUID, *, accept_gro
         more = _grown(connection, spec, stored.get(spec.name))
         if more:
             grown[spec.name] = [name for of_topic in more.values() for name in of_topic]
-        _remember(connection, spec, {} if accept_grown else more)
+        _remember(connection, spec, {topic: [name for name in types if name not in accept] for topic, types in more.items()})
     return Registered(UUID(bytes=log_bytes) if log_bytes is not None else None, frozenset(declared - stored.keys()), grown)
 
 
 def _grown(
     connection: apsw.Connection, spec: SubscriptionSpec, stored: Mapping[str, Sequence[str]] | None
 ) -> Mapping[str, Sequence[str]]:
-    """Return the types that the subscription did not handle before, by topic: where it has passed events of theirs by."""
+    """Return the types that the subscription did not handle before, by topic: where it has passed events of theirs by.
+
+    Events of another version of a type that it handles are not passed by, but held until the code knows them.
+    """
     if stored is None:
         return {}
     progressed = {
         topic for (topic,) in rows_of(connection, "SELECT DISTINCT topic FROM progress WHERE subscription = ?", (spec.name,))
     }
-    more = {topic: [name for name in types if name not in stored.get(topic, ())] for topic, types in spec.types.items()}
+    more: dict[str, list[str]] = {}
+    for topic, types in spec.types.items():
+        held = {name.rpartition("/")[0] for name in stored.get(topic, ())}
+        more[topic] = [name for name in types if name.rpartition("/")[0] not in held]
     return {topic: types for topic, types in more.items() if types and topic in progressed}
 
 

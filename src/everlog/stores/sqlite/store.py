@@ -7,8 +7,9 @@ the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from uuid import UUID
@@ -25,6 +26,7 @@ from everlog.position import Offset, TopicPartition
 from everlog.store import (
     RELAY,
     AppSpec,
+    Attempt,
     Held,
     HeldKey,
     Joined,
@@ -35,6 +37,7 @@ from everlog.store import (
     Progress,
     Registered,
     Request,
+    Skipped,
     Slot,
     SlotState,
     StateKey,
@@ -50,6 +53,7 @@ from everlog.stores.sqlite import held, leases, outbox, register
 from everlog.stores.sqlite.check import problems
 from everlog.stores.sqlite.commit import SCAN, commit, span_of
 from everlog.stores.sqlite.names import Names, names
+from everlog.stores.sqlite.section import SqliteSection
 from everlog.stores.sqlite.tables import STORE
 
 T = TypeVar("T")
@@ -108,7 +112,7 @@ class SqliteStore:
         self.identity: UUID
         self.incarnation: int
         self.features: StoreFeatures = StoreFeatures(
-            durability="memory" if path is None else "fsync", sql=False, within=False, shared=path is not None
+            durability="memory" if path is None else "fsync", sql=True, within=False, shared=path is not None
         )
 
     async def open(self) -> None:
@@ -121,9 +125,9 @@ class SqliteStore:
 
     # ---- names ----
 
-    async def register(self, app: AppSpec, *, log: UUID, accept_grown: bool = False) -> Registered:
+    async def register(self, app: AppSpec, *, log: UUID, accept: Container[str] = ()) -> Registered:
         self._names = None
-        return await self._write(lambda connection: register.register(connection, app, log, accept_grown=accept_grown))
+        return await self._write(lambda connection: register.register(connection, app, log, accept))
 
     async def retire(self, subscription: str) -> None:
         await self._write(lambda connection: register.retire(connection, subscription, self._now()))
@@ -133,7 +137,7 @@ class SqliteStore:
 
     # ---- members and leases ----
 
-    async def join(self, subscriptions: Sequence[str], *, alive_s: float) -> Joined:
+    async def join(self, subscriptions: Mapping[str, Sequence[str]], *, alive_s: float) -> Joined:
         if self._member is not None:
             raise StoreError(f"this process is member {self._member.number} already: leave before you join again")
         self._alive_s = alive_s
@@ -141,6 +145,16 @@ class SqliteStore:
         joined = await self._write(lambda connection: leases.join(connection, self._process, subscriptions, self._now()))
         self._member = leases.Membership(joined.member, self._process, subscriptions)
         return joined
+
+    async def pause(self, subscription: str, reason: str | None) -> None:
+        member = self._member
+        if member is None:
+            raise StoreError(f"only a member pauses {subscription!r}: join first")
+        paused = {name: why for name, why in member.paused.items() if name != subscription}
+        if reason is not None:
+            paused[subscription] = reason
+        self._member = member = replace(member, paused=paused)
+        await self._write(lambda connection: leases.beat(connection, member, self._now()))
 
     def turned(self) -> None:
         self._turned_s = self._clock.monotonic_s()
@@ -153,7 +167,7 @@ class SqliteStore:
     async def survey(self, subscription: str) -> Survey:
         with self._snapshot() as connection:
             self._deaths.watch(leases.processes(connection), seen_from=self._process)
-            return leases.survey(connection, subscription, self._now())
+            return leases.survey(connection, subscription, self._member, self._now())
 
     async def acquire(self, slot: Slot) -> Lease | None:
         member = self._member
@@ -176,8 +190,8 @@ class SqliteStore:
         now = self._now()  # not when it is written: the process may be stopped in between
 
         def beat(connection: apsw.Connection) -> None:
-            if self._member is member:  # it may have left since this was queued
-                leases.beat(connection, member, now)
+            if self._member is not None:  # it may have left since this was queued
+                leases.beat(connection, self._member, now)
 
         return Job(beat, _SMALL_BYTES)
 
@@ -192,7 +206,22 @@ class SqliteStore:
             if lease.slot == RELAY:
                 return SlotState((), ())
             progress = _progress(connection, lease.slot.subscription, lease.slot.number)
-            return SlotState(progress, held.keys(connection, lease.slot, None, _ALL))
+            return SlotState(progress, held.keys(connection, lease.slot, None, _ALL), leases.attempted(connection, lease.slot))
+
+    async def attempt(self, lease: Lease, attempt: Attempt | None) -> None:
+        await self._write(lambda connection: leases.attempt(connection, lease, attempt))
+
+    def accuse(self, lease: Lease, attempt: Attempt, *, within_s: float) -> bool:
+        def accused(connection: apsw.Connection) -> None:
+            leases.attempt(connection, lease, attempt)
+
+        return self._database.do(Job(accused, _SMALL_BYTES), within_s)
+
+    async def section(self) -> SqliteSection:
+        section = SqliteSection(self._database.waiting, self._clock.wall_us)
+        section.begin(self._write(section.serve))
+        await section.opened()
+        return section
 
     async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
         # One statement is of one moment by itself; several are put into one transaction.
@@ -235,8 +264,18 @@ class SqliteStore:
         with self._database.reading() as connection:
             return held.first_of_each(connection, subscription, after, limit)
 
-    async def request(self, subscription: str, key: str | None, action: Literal["redrive", "skip"]) -> int:
-        return await self._write(lambda connection: held.request(connection, subscription, key, action))
+    async def request(
+        self,
+        subscription: str,
+        key: str | None,
+        action: Literal["redrive", "skip"],
+        *,
+        type: str | None = None,  # noqa: A002 as the port has it
+        error: str | None = None,
+    ) -> int:
+        return await self._write(
+            lambda connection: held.request(connection, subscription, key, action, type_name=type, error=error)
+        )
 
     async def requests(self, slots: Sequence[Slot]) -> Sequence[Request]:
         with self._snapshot() as connection:
@@ -244,6 +283,13 @@ class SqliteStore:
 
     async def answer(self, lease: Lease, request: Request) -> None:
         await self._write(lambda connection: held.answer(connection, lease, request, self._clock.wall_us()))
+
+    async def skipped(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[Skipped]:
+        with self._database.reading() as connection:
+            return held.skipped(connection, subscription, after, limit)
+
+    async def forget_skipped(self, subscription: str | None, *, through: int) -> int:
+        return await self._write(lambda connection: held.forget_skipped(connection, subscription, through))
 
     # ---- outbox ----
 
@@ -267,7 +313,13 @@ class SqliteStore:
         with self._snapshot() as connection:
             ((app, log),) = rows_of(connection, "SELECT app, log FROM meta")
             subscriptions = [
-                SubscriptionStatus(name, generation, _progress(connection, name), *held.counts(connection, name))
+                SubscriptionStatus(
+                    name,
+                    generation,
+                    _progress(connection, name),
+                    *held.counts(connection, name),
+                    leases.pauses(connection, name, self._now()),
+                )
                 for name, generation in sorted(names(connection).generations.items())
             ]
             return StoreStatus(app or "", UUID(bytes=log) if log is not None else None, subscriptions, *outbox.counts(connection))
@@ -321,6 +373,12 @@ class SqliteStore:
     def _snapshot(self) -> Generator[apsw.Connection]:
         """Lend the reading connection for several reads of one moment."""
         with self._database.reading() as connection:
+            is_inside = (
+                connection.in_transaction
+            )  # a section's, in memory, where there is but one connection: nobody else commits now
+            if is_inside:
+                yield connection
+                return
             connection.execute("BEGIN")
             try:
                 yield connection

@@ -3,7 +3,7 @@
     meta ──── one row: who the store is, whose it is, the next numbers
     subscription ─┬─ owned ──── state        what handlers remember, by generation
                   ├─ progress                 how far each topic partition is handled
-                  ├─ held ◄── request         events whose key is blocked or parked
+                  ├─ held ◄── request         events whose key is blocked or parked; `holding` counts them
                   ├─ timer · attempt · skipped
                   └─ lease ──► member         who works on which slot
     outbox ──── issued                        events on their way to the log, and the numbers given
@@ -53,11 +53,22 @@ CREATE TABLE progress (
 CREATE TABLE held (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     subscription TEXT NOT NULL, generation INTEGER NOT NULL, slot INTEGER NOT NULL, key TEXT NOT NULL,
+    type TEXT NOT NULL,  -- its wire name, as in the record
     record BLOB NOT NULL,  -- MessagePack of StoredRecord
     cause TEXT NOT NULL, attempts INTEGER NOT NULL, error TEXT NOT NULL, trace TEXT NOT NULL,
     next_attempt_us INTEGER, held_at_us INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX held_by_key ON held (subscription, slot, key, id);
+CREATE TABLE holding (  -- how much that is, kept by the triggers
+    subscription TEXT PRIMARY KEY, records INTEGER NOT NULL, bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER held_more AFTER INSERT ON held BEGIN
+    INSERT INTO holding VALUES (new.subscription, 1, length(new.record))
+    ON CONFLICT (subscription) DO UPDATE SET records = records + 1, bytes = bytes + length(new.record);
+END;
+CREATE TRIGGER held_less AFTER DELETE ON held BEGIN
+    UPDATE holding SET records = records - 1, bytes = bytes - length(old.record) WHERE subscription = old.subscription;
+END;
 
 CREATE TABLE request (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -86,8 +97,9 @@ CREATE TABLE timer (
 CREATE TABLE member (
     number INTEGER PRIMARY KEY,
     pid INTEGER NOT NULL, pid_start INTEGER NOT NULL, boot_id TEXT NOT NULL, pid_namespace TEXT NOT NULL,
-    handles TEXT NOT NULL,  -- JSON: names of subscriptions
-    seen_s REAL NOT NULL  -- monotonic time of that boot
+    handles TEXT NOT NULL,  -- JSON: subscription -> types
+    seen_s REAL NOT NULL,  -- monotonic time of that boot
+    paused TEXT NOT NULL  -- JSON: subscription -> why
 ) STRICT;
 CREATE TABLE lease (
     subscription TEXT NOT NULL, slot INTEGER NOT NULL, epoch INTEGER NOT NULL, member INTEGER, PRIMARY KEY (subscription, slot)
@@ -95,8 +107,8 @@ CREATE TABLE lease (
 
 CREATE TABLE attempt (
     subscription TEXT NOT NULL, slot INTEGER NOT NULL,
-    offsets TEXT NOT NULL,  -- JSON
-    began_us INTEGER NOT NULL, PRIMARY KEY (subscription, slot)
+    attempt BLOB NOT NULL,  -- MessagePack of Attempt
+    PRIMARY KEY (subscription, slot)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE skipped (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

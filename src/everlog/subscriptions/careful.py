@@ -1,0 +1,36 @@
+"""Careful: the right to run handlers that may kill the process, one group at a time, so that the right one is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Careful:
+    """A lock for all apps of a process, used with `async with`, that can also be asked without waiting."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._users = 0
+        self._waiting: list[Callable[[], None]] = []
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self._users -= 1
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self._users -= 1
+        self._lock.release()
+        waiting, self._waiting = self._waiting, []
+        for look in waiting:
+            look()
+
+    def is_free(self, otherwise: Callable[[], None]) -> bool:
+        """Tell whether it can be entered without waiting; where it cannot, `otherwise` is called when somebody has left it."""
+        if self._users:
+            self._waiting.append(otherwise)
+        return not self._users

@@ -1,0 +1,89 @@
+"""A handler's turn at the store's statements: from its first `tx.sql` to its end, nobody else commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from everlog.errors import SqlTimeout
+from everlog.store import Section
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from everlog.subscriptions.committer import Pending
+
+SECTION_S: Final = 0.25
+"""For how long a handler may keep the store for itself."""
+
+
+class Exclusive:
+    """One handler call's turn. Asked for by its first `tx.sql`, granted by the committer, ended by whoever ran the handler.
+
+    Args:
+        granted: Ends with the store's section.
+        finished: Ends with the handler's unit, or with ``None`` where it comes to nothing.
+    """
+
+    __slots__ = ("_finished", "_granted", "_section", "is_expired")
+
+    def __init__(self, granted: asyncio.Future[Section], finished: asyncio.Future[Pending | None]) -> None:
+        self._granted = granted
+        self._finished = finished
+        self._section: Section | None = None
+        self.is_expired = False
+        """It took too long: what it did is taken back."""
+
+    # ---- the handler's side ----
+
+    async def wait(self) -> None:
+        """Wait for the turn."""
+        self._section = await self._granted
+
+    async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Run a statement. Raises as `Section.execute`."""
+        assert self._section is not None
+        self.check()
+        return await self._section.execute(query, parameters)
+
+    def check(self) -> None:
+        """Refuse to go on.
+
+        Raises:
+            SqlTimeout: It took too long.
+        """
+        if self.is_expired:
+            raise SqlTimeout(
+                f"the handler kept the store for itself for more than {SECTION_S * 1000:g} ms between its first tx.sql and its end, and all "
+                f"that it did is taken back: do slow awaits before the first tx.sql"
+            )
+
+    def put(self, pending: Pending) -> None:
+        """End it with the handler's unit, to be committed with what the statements did.
+
+        Raises:
+            SqlTimeout: It took too long.
+        """
+        self.check()
+        self._finished.set_result(pending)
+
+    def abandon(self) -> None:
+        """End it, unless it has ended: what the statements did is taken back."""
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    # ---- the committer's side ----
+
+    @property
+    def finished(self) -> asyncio.Future[Pending | None]:
+        """Ends with the handler."""
+        return self._finished
+
+    def grant(self, section: Section) -> None:
+        """Give the turn to the handler."""
+        if not self._granted.done():
+            self._granted.set_result(section)
+
+    def expire(self) -> None:
+        """Take the turn away."""
+        self.is_expired = True
