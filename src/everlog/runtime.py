@@ -260,9 +260,10 @@ class AppRuntime:
 
     async def _turn(self) -> None:
         """Show the store that the event loop turns."""
+        limit_s = max(subscription.delivery.time_limit_s for subscription in self._declaration.subscriptions)
         while True:
             self.store.turned()
-            await self._clock.sleep(_TURN_EVERY_S)
+            await self._clock.sleep(min(_TURN_EVERY_S, limit_s / 4))
 
     async def _report(self) -> None:
         while True:

@@ -121,6 +121,7 @@ class Process:
             self.send(number)
         code = self.popen.wait(PATIENCE_S)
         self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "what it has started goes on without it"
         while (line := self._queue.get()) is not None:
             self.lines.append(line)
         return code

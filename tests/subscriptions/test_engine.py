@@ -613,11 +613,14 @@ async def test_a_copy_that_is_committed_while_the_queue_is_read_is_not_forgotten
             await w.client.publish(Left("a", 1))
             for _ in range(50):
                 await asyncio.sleep(0)
+        elif behind and any(unit.holds for unit in units):
+            await is_read.wait()  # the copy is committed behind the look
 
     async def answer_late(slot: Slot, key: str, *, after: int = 0, limit: int = 1) -> Sequence[Held]:
         rows = await held(slot, key, after=after, limit=limit)
         if not rows and behind:
             commits = len(w.store.commits)
+            is_read.set()
             async with asyncio.timeout(5):
                 while not any(unit.holds for units, _ in w.store.commits[commits:] for unit in units):
                     w.changed.clear()
@@ -628,6 +631,7 @@ async def test_a_copy_that_is_committed_while_the_queue_is_read_is_not_forgotten
                 await asyncio.sleep(0)
         return rows
 
+    is_read = asyncio.Event()
     behind: list[bool] = []
     behind_was: list[bool] = []
     held = w.store.held

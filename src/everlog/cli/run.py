@@ -1,4 +1,4 @@
-"""`everlog run`: apps at work in this process."""
+"""`everlog run`: apps at work in this process, or in several that it supervises."""
 
 from __future__ import annotations
 
@@ -9,23 +9,35 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 from rich.table import Table
 
 from everlog.cli.modules import apps_of
+from everlog.cli.notify import ServiceManager
 from everlog.cli.options import LogUrl, NoCreateTopics, StoreUrl, settings_from
+from everlog.cli.pulse import Pulse
+from everlog.cli.reload import check_installed
+from everlog.cli.supervisor import Supervisor
 from everlog.cli.terminal import counted, screen
+from everlog.cli.worker import Work
+from everlog.clock import SystemClock
+from everlog.errors import CommandRefused, FeatureMissing
 from everlog.position import BEGINNING
 from everlog.runtime import Ready, run_apps
+from everlog.settings import Settings
 from everlog.store import Progress, SubscriptionStatus
+from everlog.subscriptions.declaration import AppDeclaration
+from everlog.subscriptions.worker import IGNORED_S
 
 SWITCH_INTERVAL_S: Final = 50e-6
 """Python's own 5 ms make one publish wait 7 to 35 ms behind a busy event loop: the writer's thread waits for its turn several times."""
 
 
 def run(  # noqa: PLR0913 one per flag
+    context: typer.Context,
     apps: Annotated[
         list[str],
         typer.Argument(metavar="MODULE[:APP]", help="Apps; MODULE alone where it has exactly one.", show_default=False),
@@ -51,9 +63,17 @@ def run(  # noqa: PLR0913 one per flag
         Literal["debug", "info", "warning", "error"],
         typer.Option("--log-level", metavar="LEVEL", help="Logged to stderr: debug, info, warning or error."),
     ] = "info",
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", min=1, help="Run them in N processes, and start anew what ends or hangs."),
+    ] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start anew when a Python file in this folder changes. For development.")
+    ] = False,
 ) -> None:
-    """Run apps in this process until SIGTERM or SIGINT; the second signal ends it at once."""
+    """Run apps until SIGTERM or SIGINT; the second signal ends them at once."""
     signal.signal(signal.SIGTERM, _end_before_work)  # until the apps run and stop in order
+    pulse = Pulse.of(os.environ, SystemClock())
     settings = settings_from(
         log_url=log_url,
         store_url=store_url,
@@ -63,12 +83,102 @@ def run(  # noqa: PLR0913 one per flag
         no_create_topics=no_create_topics,
         accept_new_store=accept_new_store,
     )
-    _log_to_stderr(log_level)
-    declarations = [app.declaration() for app in apps_of(apps)]
+    _log_to_stderr(log_level, worker=None if pulse is None else pulse.number)
+    if pulse is not None:
+        pulse.attend(lease_s=settings.lease_s, grace_s=settings.grace_s)
+    elif workers > 1 or reload:
+        raise typer.Exit(_supervise(context, settings, workers, reload=reload))
+    try:
+        declarations = [app.declaration() for app in apps_of(apps)]
+    except CommandRefused as error:
+        if pulse is None:
+            raise
+        raise typer.BadParameter(str(error), param_hint="MODULE[:APP]") from error  # to start the worker again would not help
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Not closed: that would wait for threads of handlers, which may never end. The process ends right behind it (`leave`).
     runner = asyncio.Runner(loop_factory=_loop_factory())
-    runner.run(run_apps(declarations, settings, on_ready=_show))
+    runner.run(_work(declarations, settings, pulse))
+    if pulse is None:
+        _say_stopped()
+
+
+def _supervise(context: typer.Context, settings: Settings, workers: int, *, reload: bool) -> int:
+    """Keep worker processes at work, and return the exit code."""
+    if reload:
+        check_installed()
+    if workers > 1:
+        _check_shared(settings)
+    work = Work(_worker_command(context), settings.lease_s, settings.grace_s)
+
+    async def supervise() -> int:
+        watched = Path.cwd() if reload else None
+        return await Supervisor(work, workers, watched=watched, manager=ServiceManager(os.environ)).run()
+
+    code = asyncio.run(supervise())
+    if code == 0:
+        _say_stopped()
+    return code
+
+
+def _check_shared(settings: Settings) -> None:
+    """Refuse what each process would have for itself.
+
+    Raises:
+        FeatureMissing: The log or the store lives in one process.
+    """
+    for what, url in (("log", settings.log_url), ("store", settings.store_url)):
+        if url.startswith(("memory:", "sqlite::memory:")):
+            raise FeatureMissing(
+                f"a {what} for several processes", adapter=repr(url), instead=f"use --workers 1, or another --{what}-url"
+            )
+
+
+def _worker_command(context: typer.Context) -> list[str]:
+    """Return what starts one worker: the same command without what makes it a supervisor. What the environment says, it inherits."""
+    # -P: the current folder is on the path for the user's modules, and not before ours. -B: two versions of a file that are written within a
+    # second, of one size, are one to the cache of compiled files.
+    words = [sys.executable, "-P", "-m", "everlog"]
+    if context.params["reload"]:
+        words.insert(1, "-B")
+    if context.parent is not None and context.parent.params.get("is_debug"):
+        words.append("--debug")
+    words.append("run")
+    for parameter in context.command.params:
+        name, value = parameter.name, context.params[str(parameter.name)]
+        if name in {"apps", "workers", "reload"} or value is None or value is False:
+            continue
+        words.append(parameter.opts[0] if value is True else f"{parameter.opts[0]}={value}")
+    return [*words, "--", *context.params["apps"]]
+
+
+async def _work(declarations: Sequence[AppDeclaration], settings: Settings, pulse: Pulse | None) -> None:
+    """Run the apps, and tell whoever watches over this process that they run, and that the event loop turns."""
+    manager = ServiceManager(os.environ if pulse is None else {})  # a worker's supervisor speaks for it
+    to_come = len(declarations)
+
+    def on_ready(ready: Ready) -> None:
+        nonlocal to_come
+        to_come -= 1
+        if pulse is None or pulse.introduces:
+            _show(ready)
+        if not to_come:
+            manager.ready()
+            if pulse is not None:
+                pulse.running()
+
+    beside = [asyncio.create_task(manager.keep_watchdog())]
+    if pulse is not None:
+        limits = [subscription.delivery.time_limit_s for app in declarations for subscription in app.subscriptions]
+        # Behind the watchdog, which ends such a process too, and leaves a note of what blocks it.
+        beside.append(asyncio.create_task(pulse.turn(max(limits) + 2 * IGNORED_S)))
+    try:
+        await run_apps(declarations, settings, on_ready=on_ready, second_signal_ends=pulse is None)
+    finally:
+        for task in beside:
+            task.cancel()
+
+
+def _say_stopped() -> None:
     with suppress(OSError):
         screen().print("stopped")
 
@@ -140,11 +250,12 @@ class _OneLine(logging.Formatter):
         return " ⏎ ".join(super().format(record).splitlines())
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, *, worker: int | None) -> None:
     """Let `everlog` log to stderr, unless the environment has given it, or the root logger, a handler already."""
+    who = "" if worker is None else f"worker {worker}: "
     logger = logging.getLogger("everlog")
     logger.setLevel(level.upper())
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
-        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)s {who}%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
