@@ -7,7 +7,7 @@ is stored as an attempt before it starts, and only one such group runs in the pr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from msgspec.structs import replace
@@ -17,21 +17,15 @@ from everlog.errors import HandlerKilled, LeaseLost, PoisonAt, TxRefused
 from everlog.position import Offset, TopicPartition
 from everlog.store import Attempt, Outcome
 from everlog.subscriptions.call import BatchCall, Call
-from everlog.subscriptions.calls import Calls
 from everlog.subscriptions.caution import Caution
 from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
-from everlog.subscriptions.feed import Feed
-from everlog.subscriptions.holding import Holding
 from everlog.subscriptions.lane import Waiting
-from everlog.subscriptions.lanes import Lanes, conflict_pause_us
+from everlog.subscriptions.lanes import conflict_pause_us
+from everlog.subscriptions.parts import Job, Parts
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, lane_of
-from everlog.subscriptions.surroundings import Surroundings
-from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
-
-Job = Callable[[Worker], Awaitable[None]]
 
 
 class Host(Protocol):
@@ -86,38 +80,22 @@ class Groups:
     Args:
         declaration: Whose.
         host: Runs handlers.
-        calls: Calls them.
-        feed: Where records come from.
-        lanes: The lanes of the keys.
-        holding: What becomes of failures.
-        units: Makes the units.
-        around: What the process's engines share.
+        parts: What it is made of.
     """
 
-    def __init__(
-        self,
-        declaration: SubscriptionDeclaration,
-        host: Host,
-        *,
-        calls: Calls,
-        feed: Feed,
-        lanes: Lanes,
-        holding: Holding,
-        units: Units,
-        around: Surroundings,
-    ) -> None:
+    def __init__(self, declaration: SubscriptionDeclaration, host: Host, parts: Parts) -> None:
         self._batching = declaration.batching
         self._most = declaration.delivery.concurrency if self._batching is None else self._batching.most
         self._host = host
-        self._calls = calls
-        self._feed = feed
-        self._lanes = lanes
-        self._holding = holding
-        self._units = units
-        self._committer = around.committer
-        self._store = around.store
-        self._careful = around.careful
-        self._clock: Clock = around.clock
+        self._calls = parts.calls
+        self._feed = parts.feed
+        self._lanes = parts.lanes
+        self._holding = parts.holding
+        self._units = parts.units
+        self._committer = parts.around.committer
+        self._store = parts.around.store
+        self._careful = parts.around.careful
+        self._clock: Clock = parts.around.clock
         self._loops: dict[SlotWork, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 

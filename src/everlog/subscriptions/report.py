@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -47,6 +47,9 @@ class ProgressReported(Event):
     outbox_parked: int
     is_retired: bool = False
     """The subscription was forgotten: it has no lag any more."""
+    held_bytes: int = 0
+    paused: str | None = None
+    """Why it is paused, and by how many processes; ``None``: it is not. What its handlers need does not answer."""
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -82,9 +85,18 @@ def reports_of(store: UUID, status: StoreStatus) -> list[ProgressReported]:
                 subscription.held_records,
                 status.outbox,
                 status.outbox_parked,
+                held_bytes=subscription.held_bytes,
+                paused=paused_by(subscription.paused),
             )
         )
     return reports
+
+
+def paused_by(reasons: Sequence[str]) -> str | None:
+    """Return why a subscription is paused, as the first of its processes says it, and how many say so; ``None`` where none does."""
+    if not reasons:
+        return None
+    return f"{reasons[0]} ({len(reasons)} process{'' if len(reasons) == 1 else 'es'})"
 
 
 async def publish_reports(log: Log, app: str, reports: list[ProgressReported], time_us: int) -> None:
@@ -103,7 +115,7 @@ async def publish_retired(log: Log, app: str, subscription: str, time_us: int) -
     known = (await read_reports(log)).get(f"{app}/{subscription}")
     if known is not None:
         report, _ = known
-        last = msgspec.structs.replace(report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0)
+        last = msgspec.structs.replace(report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0, held_bytes=0, paused=None)
         await publish_reports(log, app, [last], time_us)
 
 
