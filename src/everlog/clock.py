@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+AHEAD_US: Final = 60_000_000
+"""A log whose time is further ahead than this has, or had, a machine with a wrong clock among its writers."""
 
 
 class Clock(Protocol):

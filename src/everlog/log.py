@@ -1,15 +1,16 @@
 """The port of a log: what happened, as topics of immutable events. The single source of truth.
 
 An adapter is a class with these methods and a function `open_log(url, *, clock)` that its entry point names
-(group `everlog.logs`, one per URL scheme). `everlog.conformance.log` is the second half of this file.
+(group `everlog.logs`, one per URL scheme). Beside that function there may be `examine_log(url, *, clock) -> Examined`, for `everlog doctor`: it
+looks at a log that may be missing or damaged, opens nothing and changes nothing. `everlog.conformance.log` is the second half of this file.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -19,6 +20,9 @@ from everlog.errors import EverlogError
 from everlog.key import HASH_NAME
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import NewRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DEDUPE_RANGE: Final = 8_192
 """How far below a producer's highest number a number that was never seen is still taken."""
@@ -40,9 +44,11 @@ class Features(msgspec.Struct, frozen=True):
     log_time: bool
     """`logged_at` is set by the log inside the commit and never goes back."""
     retention: bool
-    """`trim` and the limits of a topic's age and size are honoured."""
+    """`trim`, `retain` and what a topic says of age, size and newest records are honoured."""
     shared: bool
     """Several processes can use it at once."""
+    backup: bool
+    """`backup` is honoured: all of it fits into one file."""
     max_record_bytes: int
     """Largest data of one record, in bytes."""
 
@@ -55,7 +61,10 @@ class TopicSpec(msgspec.Struct, frozen=True):
         key: The field that holds the key in every type of it; ``None`` for a topic without order.
         partitions: How many ordered parts it has. Changed only by moving to another topic.
         hash: How a key finds its partition.
-        keep_s, keep_bytes: What retention keeps, per partition; ``None`` keeps everything.
+        keep_s: How old the records of a partition get before retention may delete them, by `logged_at`; ``None``: any age.
+        keep_bytes: How many bytes of chunks retention keeps of a partition at least; ``None``: all.
+        keep_newest: The newest record of each key stays, whatever its age and size. What was deleted between is no loss to a reader:
+            newer records have taken its place. For topics of few keys, since a chunk goes as a whole or not at all.
         streams: Each key is a stream that takes conditional appends.
         types: JSON Schema of each type, by its wire name, as canonical bytes.
     """
@@ -66,6 +75,7 @@ class TopicSpec(msgspec.Struct, frozen=True):
     hash: str = HASH_NAME
     keep_s: float | None = None
     keep_bytes: int | None = None
+    keep_newest: bool = False
     streams: bool = False
     types: Mapping[str, bytes] = msgspec.field(default_factory=dict[str, bytes])
 
@@ -141,6 +151,9 @@ class Reader(Protocol):
         is reached: it may exceed it by less than one chunk. Cancelling it loses nothing.
 
         Raises:
+            RecordsGone: Retention deleted what was to be read next of a partition, before it was read. Nothing of another partition is
+                lost. It is raised again until that partition is revoked; assign it behind `first` to go on with what is kept. Not for a
+                topic of `keep_newest`.
             FileDamaged: What is stored was changed. Reading does not go on behind it.
             Closed: The log was closed, perhaps while waiting.
         """
@@ -179,6 +192,19 @@ class Log(Protocol):
             TopicMismatch: It exists with another key, number of partitions, hash, retention or streams.
             SchemaMismatch: It exists with another schema under one of the types.
             FeatureMissing: It asks for retention or streams, and `features` has none.
+            ValueError: A limit of retention is not above 0.
+        """
+        ...
+
+    async def set_retention(self, topic: str, *, keep_s: float | None, keep_bytes: int | None) -> None:
+        """Store other limits with the topic, both of them. The next `retain` honours them; nothing is deleted here.
+
+        A step of a `retain` that is under way checks the limits once more as it deletes.
+
+        Raises:
+            TopicMissing, LogReadOnly: Nothing was changed.
+            FeatureMissing: `features.retention` is ``False``.
+            ValueError: A limit is not above 0.
         """
         ...
 
@@ -221,7 +247,10 @@ class Log(Protocol):
         ...
 
     def reader(self, after: Mapping[TopicPartition, Offset]) -> Reader:
-        """Return a reader of these partitions, each from behind the offset given (`BEGINNING`: from its first record)."""
+        """Return a reader of these partitions, each from behind the offset given.
+
+        `BEGINNING` is before the first record that ever was: where retention has deleted that, start behind `first` instead.
+        """
         ...
 
     async def first(self, topic: str) -> Position:
@@ -253,11 +282,40 @@ class Log(Protocol):
         """Return what waits behind the offset of each partition named."""
         ...
 
+    async def gone_through(self, topic: str) -> Mapping[int, int]:
+        """Return `logged_at` of the newest record deleted of each partition, in microseconds since 1970 UTC; where none was, it is left out.
+
+        Raises:
+            TopicMissing: It does not exist.
+        """
+        ...
+
     async def trim(self, topic: str, before: Position) -> None:
         """Delete what lies at or before the position, where it is a whole chunk. What was trimmed is remembered as gone.
 
+        Steps, readers and what is never deleted are as for `retain`.
+
         Raises:
             FeatureMissing: `features.retention` is ``False``.
+            TopicMissing: It does not exist.
+            PositionRefused: The position belongs to another log. Nothing was deleted.
+            LogReadOnly: No room or no permission. What was deleted before stays deleted.
+        """
+        ...
+
+    async def retain(self) -> int:
+        """Delete what the limits of the topics no longer keep: whole chunks, the oldest of a partition first.
+
+        It goes in bounded steps, each all or nothing, and between two of them others have their turn; cancelled, it stops between two.
+        It waits for nobody: a reader that has not read what is deleted is told `RecordsGone`. Offsets, numbers of producers and the
+        log's time go on as if nothing had been deleted.
+
+        Returns:
+            How many records it deleted.
+
+        Raises:
+            FeatureMissing: `features.retention` is ``False``.
+            LogReadOnly: No room or no permission. What was deleted before stays deleted.
         """
         ...
 
@@ -271,6 +329,24 @@ class Log(Protocol):
 
     async def verify(self) -> Sequence[str]:
         """Check what lies below the records: pages, tables, counts. Return what is wrong, a line each."""
+        ...
+
+    async def backup(self, target: Path, *, progress: Callable[[int, int], None] | None = None, check: bool = True) -> None:
+        """Copy everything into one new file, as of one moment, while all others go on reading and writing.
+
+        What was acknowledged before the call is in the copy. It is written under another name beside `target`, synced, and named last: a
+        crash leaves nothing under that name, and so does an error.
+
+        Args:
+            target: Where; its folder is made if it is missing.
+            progress: Told now and then how many bytes are copied, and of how many. Back to none where the copy had to begin anew.
+            check: Read the copy again before it is named.
+
+        Raises:
+            FilePlace: `target` exists, or cannot be written.
+            FileDamaged: What is stored, or the copy of it, is damaged.
+            FeatureMissing: `features.backup` is ``False``.
+        """
         ...
 
     async def aclose(self) -> None:

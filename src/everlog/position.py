@@ -40,7 +40,7 @@ _RAW_VERSION: Final = msgspec.Raw(msgspec.msgpack.encode(_TOKEN_VERSION))
 class Position(msgspec.Struct, frozen=True):
     """A place in several partitions of one log: in each, after the record at the offset given.
 
-    A partition that is not named is not read past at all: a reader starts it at its beginning.
+    A partition that is not named is not read past at all: a reader starts it at the oldest record that is kept.
     """
 
     log: UUID

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from everlog.clock import Clock
 from everlog.errors import StartRefused, UnknownAdapter
+from everlog.finding import Examined
 from everlog.log import Log
 from everlog.store import Store
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
     from pathlib import Path
 
 FOLDER: Final = ".everlog"
@@ -70,7 +72,7 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
 
-_OTHER_VARIABLES: Final = frozenset({"EVERLOG_REQUIRE_SERVERS"})
+_OTHER_VARIABLES: Final = frozenset({"EVERLOG_REQUIRE_SERVERS", "EVERLOG_WORKER"})
 
 
 def _parsed(variable: str, text: str, default: object) -> object:
@@ -146,12 +148,54 @@ async def open_store(settings: Settings, app: str, *, clock: Clock) -> Store:
     return await open_(url, clock=clock, lease_s=settings.lease_s)
 
 
+async def examine_log(settings: Settings, *, clock: Clock) -> Examined | None:
+    """Look at the log that the settings name, without opening or changing it. ``None``: its adapter has no `examine_log`.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+    """
+    url = resolve(settings.log_url)
+    examine: Callable[..., Awaitable[Examined]] | None = _beside_adapter("log", url, "examine_log")
+    return None if examine is None else await examine(url, clock=clock)
+
+
+async def examine_store(settings: Settings, app: str, *, clock: Clock) -> Examined | None:
+    """Look at the store of an app that the settings name, without opening or changing it. ``None``: its adapter has no `examine_store`.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+    """
+    url = resolve(settings.store_url, app=app)
+    examine: Callable[..., Awaitable[Examined]] | None = _beside_adapter("store", url, "examine_store")
+    return None if examine is None else await examine(url, app=app, clock=clock, lease_s=settings.lease_s)
+
+
+def adapters(port: str) -> Sequence[str]:
+    """Return the schemes of the adapters that are installed: those of a `log`, or of a `store`."""
+    return sorted({point.name for point in _points(port)})
+
+
 def _adapter(port: str, url: str) -> Any:
     """Return the opening function that the URL's scheme names, loading its module now and not before."""
-    from importlib.metadata import entry_points  # it costs 15 ms, and nothing that only declares an app needs it
+    return _point(port, url).load()
 
+
+def _beside_adapter(port: str, url: str, name: str) -> Any:
+    """Return a function that an adapter may have beside its opening function; ``None`` where it has none."""
+    from importlib import import_module
+
+    return getattr(import_module(_point(port, url).module), name, None)
+
+
+def _point(port: str, url: str) -> EntryPoint:
     scheme = url.partition(":")[0]
-    found = {point.name: point for point in entry_points(group=f"everlog.{port}s")}
+    found = {point.name: point for point in _points(port)}
     if scheme not in found:
         raise UnknownAdapter(port, shown(url), list(found))
-    return found[scheme].load()
+    return found[scheme]
+
+
+def _points(port: str) -> Collection[EntryPoint]:
+    from importlib.metadata import entry_points  # it costs 15 ms, and nothing that only declares an app needs it
+
+    return entry_points(group=f"everlog.{port}s")

@@ -1,21 +1,25 @@
 """The port of a store: what one app has done with the log. Progress and effects commit together here, and nowhere else.
 
 An adapter is a class with these methods and a function `open_store(url, *, clock)` that its entry point names
-(group `everlog.stores`, one per URL scheme). `everlog.conformance.store` is the second half of this file.
+(group `everlog.stores`, one per URL scheme). Beside that function there may be `examine_store(url, *, app, clock, lease_s) -> Examined`, for
+`everlog doctor`: see `everlog.log`. `everlog.conformance.store` is the second half of this file.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 
 from everlog.position import Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class StoreFeatures(msgspec.Struct, frozen=True):
@@ -29,6 +33,8 @@ class StoreFeatures(msgspec.Struct, frozen=True):
     """`publish(within=...)` and `App.stage` put events into the user's own transaction."""
     shared: bool
     """Several processes can use it at once."""
+    backup: bool
+    """`backup` is honoured: all of it fits into one file."""
 
 
 class SubscriptionSpec(msgspec.Struct, frozen=True):
@@ -343,6 +349,7 @@ class SubscriptionStatus(msgspec.Struct, frozen=True):
     held_records: int
     paused: Sequence[str] = ()
     """Why live members have paused it: what its handlers need does not answer."""
+    held_bytes: int = 0
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
@@ -549,8 +556,26 @@ class Store(Protocol):
         """Return the keys with held records, by key, from the one behind `after`."""
         ...
 
-    async def parked(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[ParkedKey]:
-        """Return keys with held records, ascending by the id of their first record, from the one behind `after`."""
+    async def parked(
+        self,
+        subscription: str | None = None,
+        *,
+        after: int = 0,
+        limit: int = 1_000,
+        key: str | None = None,
+        type: str | None = None,  # noqa: A002 the word that it is
+        error: str | None = None,
+    ) -> Sequence[ParkedKey]:
+        """Return keys with held records, ascending by the id of their first record, from the one behind `after`.
+
+        Args:
+            subscription: Whose; ``None``: of all.
+            after: The id of the first record of the last key seen.
+            limit: At most so many.
+            key: Only this one.
+            type: Only keys whose first held record is of this type.
+            error: Only keys whose first held record failed with an error that contains this text.
+        """
         ...
 
     async def request(
@@ -561,6 +586,7 @@ class Store(Protocol):
         *,
         type: str | None = None,  # noqa: A002 the word that it is
         error: str | None = None,
+        among: Sequence[int] | None = None,
     ) -> int:
         """File a request to redrive a key's queue or skip its first record, and ring the bell.
 
@@ -570,6 +596,7 @@ class Store(Protocol):
             action: What to do.
             type: Only keys whose first held record is of this type; ``None``: of any.
             error: Only keys whose first held record failed with an error that contains this text; ``None``: with any.
+            among: Only keys whose first held record has one of these ids: what somebody has looked at, and nothing that came since.
 
         Returns:
             How many keys are asked for; 0 where none matches.
@@ -634,6 +661,10 @@ class Store(Protocol):
         """Check everything stored; return what is wrong, a line each."""
         ...
 
+    async def backup(self, target: Path, *, progress: Callable[[int, int], None] | None = None, check: bool = True) -> None:
+        """Copy everything into one new file, as of one moment, while all others go on. For the rest, see `Log.backup`."""
+        ...
+
     async def aclose(self) -> None:
         """Leave, finish what was accepted, let go of everything. Idempotent."""
         ...
@@ -645,21 +676,27 @@ class Section(Protocol):
     Statements may touch the app's own tables and nothing of the store's. A piece of it can be taken back (`undo`) without the rest.
     """
 
+    @property
+    def has_ended(self) -> bool:
+        """It has ended by itself, and nothing of it is stored: its owner took too long, or a statement ended the transaction."""
+        ...
+
     async def mark(self, *, within_s: float) -> None:
         """Begin a piece, which has so many seconds of real time. A piece that takes longer ends the whole section: nothing is stored."""
         ...
 
     async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        """Run a statement of the piece and return its rows.
+        """Run a statement of the piece and return its rows. One that raises has changed nothing; nor have others of the same text.
 
         Args:
-            query: The statement, with `?` for the parameters.
+            query: The statement, with `?` for the parameters; several are divided by semicolons.
             parameters: None, int, float, str or bytes each.
 
         Raises:
-            SqlRefused: It touches what is the store's own, or is no statement of the piece: transactions, ATTACH, PRAGMA. It was not run.
+            SqlRefused: It touches what is the store's own, or is no statement of the piece: transactions, ATTACH, PRAGMA. What the piece
+                did before stands, unless the section `has_ended` with it.
             SqlFailed: The database refused it. What the piece did before stands.
-            SqlTimeout: The piece took too long, and the section has ended.
+            SqlTimeout: The piece took too long: undo it, unless the section `has_ended` with it.
         """
         ...
 

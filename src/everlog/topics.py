@@ -1,7 +1,8 @@
-"""What a topic may change about itself: the comparison of a stored topic with a declared one, the same in every log."""
+"""What a topic may say and change about itself: its limits, and the comparison of a stored topic with a declared one, the same in every log."""
 
 from __future__ import annotations
 
+import math
 from typing import Final, TypeGuard
 
 import msgspec
@@ -9,8 +10,20 @@ import msgspec
 from everlog.errors import FeatureMissing, SchemaMismatch, TopicMismatch
 from everlog.log import Features, TopicSpec
 
-_SETTINGS: Final = ("key", "partitions", "hash", "keep_s", "keep_bytes", "streams")
+_SETTINGS: Final = ("key", "partitions", "hash", "keep_s", "keep_bytes", "keep_newest", "streams")
 _SHOWN_CHARACTERS: Final = 60
+
+
+def check_limits(keep_s: float | None, keep_bytes: int | None) -> None:
+    """Refuse limits of retention that keep nothing, or that no number says.
+
+    Raises:
+        ValueError: One of them is not above 0, or has no end.
+    """
+    if keep_s is not None and not (0 < keep_s < math.inf):
+        raise ValueError(f"expected keep_s above 0, or None to keep records of any age, found {keep_s}")
+    if keep_bytes is not None and not (0 < keep_bytes < 1 << 63):
+        raise ValueError(f"expected keep_bytes above 0, or None to keep all, found {keep_bytes}")
 
 
 def check_honoured(declared: TopicSpec, features: Features, *, adapter: str) -> None:
@@ -18,16 +31,20 @@ def check_honoured(declared: TopicSpec, features: Features, *, adapter: str) -> 
 
     Raises:
         FeatureMissing: Streams or retention, which the log does not honour.
+        ValueError: As `check_limits`.
     """
+    check_limits(declared.keep_s, declared.keep_bytes)
     if declared.streams and not features.conditional_append:
         raise FeatureMissing(
             f"topic {declared.name!r} with streams=True",
             adapter=adapter,
             instead="leave it out, and keep what a decision needs in state",
         )
-    if (declared.keep_s is not None or declared.keep_bytes is not None) and not features.retention:
+    if (declared.keep_s is not None or declared.keep_bytes is not None or declared.keep_newest) and not features.retention:
         raise FeatureMissing(
-            f"topic {declared.name!r} with keep_s or keep_bytes", adapter=adapter, instead="leave them out: everything is kept"
+            f"topic {declared.name!r} with keep_s, keep_bytes or keep_newest",
+            adapter=adapter,
+            instead="leave them out: everything is kept",
         )
 
 

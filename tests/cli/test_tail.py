@@ -95,6 +95,22 @@ def test_it_ends_when_who_reads_it_goes_without_waiting_for_an_event(shop: Path,
     process.stderr.close()
 
 
+def test_a_token_before_what_is_kept_is_refused_with_the_oldest_that_is(shop: Path, cli: Cli) -> None:
+    publish(cli, *["ada"] * 3)
+    first = json.loads(cli("tail", "--from", "beginning", "--json", "--limit", "1").stdout)["position"]
+    cli("topics", "set", "shop.orders", "--keep-s", "0.000001", "--yes")
+    assert cli("topics", "trim").stdout == "deleted 3 events\n"
+    cli("topics", "set", "shop.orders", "--keep-s", "none")
+    publish(cli, "ada")
+    refused = cli("tail", "--after", first, "--limit", "1")
+    assert refused.exit_code == 1
+    assert "retention has deleted everything up to offset 2: the oldest position that is kept is " in refused.stderr
+    oldest = refused.stderr.split("is kept is ")[1].split(";")[0]
+    found = cli("tail", "--after", oldest, "--json", "--limit", "1")
+    assert json.loads(found.stdout)["offset"] == 3
+    assert json.loads(cli("tail", "--from", "beginning", "--json", "--limit", "1").stdout)["offset"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -25,6 +25,7 @@ from everlog.errors import (
     LogReadOnly,
     PositionRefused,
     PublishUnknown,
+    RecordsGone,
     TopicMissing,
 )
 from everlog.key import partition_of
@@ -382,6 +383,42 @@ async def test_following_refuses_what_it_cannot(bench: Bench) -> None:
     with pytest.raises(EventRefused):
         await anext(bench.client.follow())
     await other.aclose()
+
+
+async def test_following_from_before_what_is_kept_names_the_oldest_position(bench: Bench) -> None:
+    published = await bench.client.publish(Left("a", 0))
+    await bench.client.publish(Left("a", 1), Left("b", 2))
+    await bench.log.trim(left.name, await bench.log.head(left.name))
+    await bench.client.publish(Left("a", 3))
+    with pytest.raises(RecordsGone, match=r"test\.left/\d: .*deleted") as caught:
+        await anext(bench.client.follow(Left, after=published.position))
+    assert caught.value.oldest is not None
+    (found,) = await _take(bench.client.follow(Left, after=caught.value.oldest), 1)
+    assert found.event == Left("a", 3)
+    (found,) = await _take(bench.client.follow(Left, start="beginning"), 1)
+    assert found.event == Left("a", 3)
+
+
+async def test_a_follower_that_is_overtaken_is_told_and_can_go_on(bench: Bench) -> None:
+    following = bench.client.follow(Left, start="beginning")
+    await bench.client.publish(Left("a", 0))
+    assert (await anext(following)).event == Left("a", 0)
+    await bench.client.publish(Left("a", 1))
+    await bench.log.trim(left.name, await bench.log.head(left.name))
+    await bench.client.publish(Left("a", 2))
+    with pytest.raises(RecordsGone) as caught:
+        await anext(following)
+    (found,) = await _take(bench.client.follow(Left, after=caught.value.oldest), 1)
+    assert found.event == Left("a", 2)
+
+
+async def test_a_position_goes_on_from_the_oldest_in_partitions_that_it_does_not_name(bench: Bench) -> None:
+    published = await bench.client.publish(Left("a", 0))
+    await bench.client.publish(Right("a", 1))
+    await bench.log.trim(right.name, await bench.log.head(right.name))
+    await bench.client.publish(Right("a", 2))
+    (found,) = await _take(bench.client.follow(Left, Right, after=published.position), 1)
+    assert found.event == Right("a", 2)
 
 
 async def test_following_refuses_a_position_of_another_log(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from everlog.dedupe import Seen
 from everlog.log import Appended, ProducerBatch, Status, TopicSpec
 from everlog.logs import memory
 from everlog.logs.memory import MemoryLog, MemoryReader
-from everlog.position import Offset, Position, TopicPartition
+from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.record import NewRecord
 
 Patch = pytest.MonkeyPatch
@@ -158,6 +158,69 @@ def trimming_takes_a_chunk_too_much(patch: Patch) -> None:
     patch.setattr(MemoryLog, "trim", beyond)
 
 
+def retention_takes_the_newest_record_of_a_key(patch: Patch) -> None:
+    drop = memory._Partition.drop
+
+    def all_of_them(self: memory._Partition, count: int) -> int:
+        self.newest.clear()
+        return drop(self, count)
+
+    patch.setattr(memory._Partition, "drop", all_of_them)
+
+
+def retention_by_size_takes_a_chunk_too_much(patch: Patch) -> None:
+    excess = memory._excess
+
+    def one_more(spec: TopicSpec, partition: memory._Partition, now_us: int) -> int:
+        count = excess(spec, partition, now_us)
+        return count and count + 1
+
+    patch.setattr(memory, "_excess", one_more)
+
+
+def retention_goes_by_the_clock_and_not_by_the_time_of_the_log(patch: Patch) -> None:
+    retain = MemoryLog.retain
+
+    async def by_the_clock(self: MemoryLog) -> int:
+        self._last_us = 0
+        return await retain(self)
+
+    patch.setattr(MemoryLog, "retain", by_the_clock)
+
+
+def limits_that_are_set_are_not_looked_at(patch: Patch) -> None:
+    async def nothing(self: MemoryLog, topic: str, **limits: float | None) -> None:
+        pass
+
+    patch.setattr(MemoryLog, "set_retention", nothing)
+
+
+def a_reader_passes_over_what_was_deleted(patch: Patch) -> None:
+    patch.setattr(memory._Partition, "lost_through", BEGINNING)
+
+
+def what_is_gone_is_forgotten(patch: Patch) -> None:
+    drop = memory._Partition.drop
+
+    def forgetting(self: memory._Partition, count: int) -> int:
+        gone = drop(self, count)
+        self.gone_through_us = None
+        return gone
+
+    patch.setattr(memory._Partition, "drop", forgetting)
+
+
+def offsets_begin_again_when_all_is_deleted(patch: Patch) -> None:
+    drop = memory._Partition.drop
+
+    def anew(self: memory._Partition, count: int) -> int:
+        gone = drop(self, count)
+        self.next = self.next if self.chunks else 0
+        return gone
+
+    patch.setattr(memory._Partition, "drop", anew)
+
+
 CAUGHT_BY: Mapping[Callable[[Patch], None], str] = {
     dedupe_drops_what_is_not_above_the_last: "a_number_that_is_missing_in_the_range_is_taken_however_late",
     dedupe_is_over_all_topics: "numbers_of_two_topics_are_apart",
@@ -173,6 +236,13 @@ CAUGHT_BY: Mapping[Callable[[Patch], None], str] = {
     the_time_of_the_log_follows_the_clock_back: "the_time_of_the_log_never_goes_back_though_the_clock_does",
     a_declaration_replaces_the_topic: "another_setting_is_refused_by_its_name_and_changes_nothing",
     trimming_takes_a_chunk_too_much: "what_is_trimmed_is_gone_and_the_rest_stays",
+    retention_takes_the_newest_record_of_a_key: "the_newest_record_of_each_key_stays",
+    retention_by_size_takes_a_chunk_too_much: "a_partition_keeps_at_least_the_bytes_of_its_topic_and_no_chunk_more",
+    retention_goes_by_the_clock_and_not_by_the_time_of_the_log: "age_goes_by_the_time_of_the_log_which_never_goes_back",
+    limits_that_are_set_are_not_looked_at: "limits_that_are_set_are_honoured_by_the_next_retain",
+    a_reader_passes_over_what_was_deleted: "a_reader_is_told_what_was_deleted_before_it_was_read",
+    what_is_gone_is_forgotten: "the_time_through_which_a_partition_is_gone_is_that_of_its_newest_deleted_record",
+    offsets_begin_again_when_all_is_deleted: "offsets_and_numbers_go_on_after_everything_was_deleted",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.conformance.stores import SqliteUnderTest
 from everlog import amount
 from everlog.conformance.cases import Broken
 from everlog.conformance.store import cases
+from everlog.drivers.sqlite import backup
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
@@ -156,12 +158,35 @@ def the_next_record_of_a_key_stays_parked(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(held, "HeldKey", held_key)
 
 
+def every_key_is_listed_whatever_is_asked_for(patch: pytest.MonkeyPatch) -> None:
+    whole = held.first_of_each
+
+    def first_of_each(*rest: Any, **_: object) -> object:
+        return whole(*rest, key=None, type_name=None, error=None)
+
+    patch.setattr(held, "first_of_each", first_of_each)
+
+
+def a_request_is_for_what_came_since_too(patch: pytest.MonkeyPatch) -> None:
+    whole = held.request
+
+    def request(*rest: Any, among: object, **named: Any) -> int:
+        return whole(*rest, among=None, **named)
+
+    patch.setattr(held, "request", request)
+
+
 def nothing_waits_behind_a_refused_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outbox, "_BEHIND", "0")
 
 
 def numbers_start_anew_with_an_empty_outbox(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outbox, "issued", always(()))
+
+
+def a_backup_replaces_what_is_there(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(backup, "_refuse_existing", always(None))
+    patch.setattr("os.link", os.replace)
 
 
 PLANTED: Sequence[tuple[Plant, str]] = [
@@ -183,7 +208,10 @@ PLANTED: Sequence[tuple[Plant, str]] = [
     (a_stuck_loop_keeps_its_slots, "a_loop_that_does_not_turn_loses_its_slots"),
     (no_bell, "releasing_wakes_who_waits"),
     (the_next_record_of_a_key_stays_parked, "a_released_record_makes_the_next_one_of_its_key_due_now"),
+    (every_key_is_listed_whatever_is_asked_for, "parked_keys_are_found_by_key_by_type_and_by_error"),
+    (a_request_is_for_what_came_since_too, "a_request_is_for_what_was_looked_at_and_for_nothing_that_came_since"),
     (nothing_waits_behind_a_refused_row, "a_refused_row_and_those_of_its_topic_and_key_behind_it_are_left_out"),
+    (a_backup_replaces_what_is_there, "a_backup_is_one_file_that_replaces_nothing"),
     (numbers_start_anew_with_an_empty_outbox, "rows_that_are_done_go_and_their_numbers_are_never_given_again"),
 ]
 

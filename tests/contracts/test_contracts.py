@@ -364,6 +364,9 @@ def test_a_type_needs_a_version(name: str) -> None:
         {"partitions": 5_000},
         {"keep_s": 0},
         {"keep_bytes": -1},
+        {"keep_s": float("nan")},
+        {"keep_s": float("inf")},
+        {"keep_newest": True},
     ],
 )
 def test_a_topic_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:

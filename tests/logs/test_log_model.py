@@ -1,4 +1,4 @@
-"""A log against a model of lists and sets, over random sequences of what senders, readers and clocks do."""
+"""A log against a model of lists and sets, over random sequences of what senders, readers, clocks and retention do."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tests.conformance.adapters import LOGS
 
 from everlog.dedupe import Seen
-from everlog.errors import SequenceReused
+from everlog.errors import RecordsGone, SequenceReused
 from everlog.log import Log, ProducerBatch, Reader, Status, TopicSpec
-from everlog.position import BEGINNING, Offset, TopicPartition
+from everlog.logs import memory
+from everlog.logs.sqlite import retention
+from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.record import NewRecord, StoredRecord
 
 T = TypeVar("T")
 TOPIC = "model.orders"
 PARTITIONS = 2
+KEEP_S = 3_600.0
+SPEC = TopicSpec(TOPIC, key="id", partitions=PARTITIONS, keep_s=KEEP_S)
 
 partitions = st.integers(0, PARTITIONS - 1)
 counts = st.integers(1, 5)
@@ -33,7 +37,7 @@ def record(producer: str, number: int, partition: int) -> NewRecord:
 
 
 class LogModel(RuleBasedStateMachine):
-    """The log beside the model: per partition what it holds, per producer and partition which numbers it has seen."""
+    """The log beside the model: per partition what it held and how much of that is gone, per producer and partition the numbers seen."""
 
     adapter: str
 
@@ -43,6 +47,8 @@ class LogModel(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.harness = LOGS[self.adapter](Path(self.folder.name))
         self.held: list[list[tuple[str, int]]] = [[] for _ in range(PARTITIONS)]
+        self.gone = [0] * PARTITIONS
+        self.latest_us = self.harness.clock.wall_us()
         self.seen: dict[tuple[str, int], set[int]] = {}
         self.sent = {(sender, partition): 0 for sender in "AB" for partition in range(PARTITIONS)}
         self.read: dict[int, int] = {}  # of each partition that is assigned: how many records were read
@@ -54,7 +60,7 @@ class LogModel(RuleBasedStateMachine):
 
     async def open(self) -> tuple[Log, Reader]:
         log = await self.harness.open()
-        await log.ensure_topic(TopicSpec(TOPIC, key="id", partitions=PARTITIONS))
+        await log.ensure_topic(SPEC)
         return log, log.reader({TopicPartition(TOPIC, p): Offset(read - 1) for p, read in self.read.items()})
 
     async def append(self, producer: str, first: int, count: int, partition: int) -> None:
@@ -121,10 +127,39 @@ class LogModel(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.001, 1.0, 3600.0]))
     def time_goes_on(self, seconds: float) -> None:
         self.harness.clock.advance(seconds)
+        self.latest_us = max(self.latest_us, self.harness.clock.wall_us())
 
     @rule(seconds=st.sampled_from([-3600.0, -1.0, 1.0]))
     def somebody_sets_the_clock(self, seconds: float) -> None:
         self.harness.clock.jump(seconds)
+        self.latest_us = max(self.latest_us, self.harness.clock.wall_us())
+
+    @rule(partition=partitions, data=st.data())
+    def a_partition_is_trimmed(self, partition: int, data: st.DataObject) -> None:
+        before = data.draw(st.integers(-1, len(self.held[partition]) - 1))
+        where = TopicPartition(TOPIC, partition)
+        self.run(self.log.trim(TOPIC, Position(self.log.identity, {where: Offset(before)})))
+        first = self.run(self.log.first(TOPIC)).offsets[where]
+        # Whole chunks: of the one that the offset lies in, nothing goes.
+        assert self.gone[partition] - 1 <= first <= max(before, self.gone[partition] - 1)
+        self.gone[partition] = first + 1
+
+    @rule()
+    def what_is_too_old_is_deleted(self) -> None:
+        async def retained() -> int:
+            return await self.log.retain()
+
+        before = self.run(self.kept())
+        deleted = self.run(retained())
+        first = self.run(self.log.first(TOPIC)).offsets
+        assert deleted == sum(first[TopicPartition(TOPIC, p)] + 1 - self.gone[p] for p in range(PARTITIONS))
+        newest_us = max((one.logged_at_us for records in before for one in records), default=0)
+        surely_us = max(newest_us, self.harness.clock.wall_us()) - KEEP_S * 1_000_000
+        for p, records in enumerate(before):
+            gone = first[TopicPartition(TOPIC, p)] + 1 - self.gone[p]
+            assert all(one.logged_at_us >= surely_us for one in records[gone:])
+            assert all(one.logged_at_us < self.latest_us - KEEP_S * 1_000_000 for one in records[:gone])
+            self.gone[p] += gone
 
     @rule(partition=partitions, data=st.data())
     def a_partition_is_assigned(self, partition: int, data: st.DataObject) -> None:
@@ -140,7 +175,30 @@ class LogModel(RuleBasedStateMachine):
     def unread(self) -> bool:
         return any(read < len(self.held[partition]) for partition, read in self.read.items())
 
-    @precondition(unread)
+    def lost(self) -> list[int]:
+        """Return the partitions of which something was deleted that the reader has not read."""
+        return [partition for partition, read in self.read.items() if read < self.gone[partition]]
+
+    @precondition(lambda self: bool(self.lost()))
+    @rule()
+    def a_reader_is_told_what_is_gone_and_goes_on_behind_it(self) -> None:
+        async def told() -> RecordsGone:
+            async with asyncio.timeout(10):
+                with pytest.raises(RecordsGone) as caught:
+                    await self.reader.next()
+            return caught.value
+
+        while self.lost():
+            error = self.run(told())
+            partition = error.partition
+            assert partition in self.lost()
+            assert (error.after, error.first) == (self.read[partition] - 1, self.gone[partition] - 1)
+            where = TopicPartition(TOPIC, partition)
+            self.reader.revoke([where])
+            self.reader.assign({where: Offset(error.first)})
+            self.read[partition] = self.gone[partition]
+
+    @precondition(lambda self: self.unread() and not self.lost())
     @rule(max_records=st.integers(1, 8))
     def a_reader_takes_what_is_next(self, max_records: int) -> None:
         async def next_records() -> list[StoredRecord]:
@@ -179,10 +237,13 @@ class LogModel(RuleBasedStateMachine):
 
     @invariant()
     def heads_backlogs_and_numbers_are_those_of_the_model(self) -> None:
+        first = self.run(self.log.first(TOPIC))
+        assert [first.offsets[TopicPartition(TOPIC, p)] for p in range(PARTITIONS)] == [gone - 1 for gone in self.gone]
         head = self.run(self.log.head(TOPIC))
         assert [head.offsets[TopicPartition(TOPIC, p)] for p in range(PARTITIONS)] == [len(held) - 1 for held in self.held]
         backlog = self.run(self.log.backlog(TOPIC, {p: Offset(read - 1) for p, read in self.read.items()}))
-        assert backlog.count == sum(len(self.held[partition]) - read for partition, read in self.read.items())
+        waiting = {p: len(self.held[p]) - max(read, self.gone[p]) for p, read in self.read.items()}
+        assert backlog.count == sum(waiting.values())
         for producer in ("both", "any"):
             highest = {p: max(seen) for (name, p), seen in self.seen.items() if name == producer and seen}
             assert dict(self.run(self.log.last_sequence(producer, TOPIC))) == highest
@@ -195,16 +256,22 @@ class LogModel(RuleBasedStateMachine):
             self.loop.close()
             self.folder.cleanup()
 
-    async def check_all(self) -> None:
-        """Read everything by a new reader: it is what the model holds, and the log's time never went back."""
-        reader = self.log.reader({TopicPartition(TOPIC, partition): BEGINNING for partition in range(PARTITIONS)})
+    async def kept(self) -> list[list[StoredRecord]]:
+        """Read everything that is kept, by a new reader."""
+        reader = self.log.reader((await self.log.first(TOPIC)).offsets)
         found: list[list[StoredRecord]] = [[] for _ in range(PARTITIONS)]
-        while sum(map(len, found)) < sum(map(len, self.held)):
+        while sum(map(len, found)) < sum(map(len, self.held)) - sum(self.gone):
             async with asyncio.timeout(10):
                 for one in (await reader.next()).records():
                     found[one.partition].append(one)
-        for records, held in zip(found, self.held, strict=True):
-            assert [(one.producer, one.time_us) for one in records] == held
+        reader.close()
+        return found
+
+    async def check_all(self) -> None:
+        """What is kept is what the model holds, the log's time never went back, and the log itself finds nothing wrong."""
+        assert list(await self.log.verify()) == []
+        for records, held, gone in zip(await self.kept(), self.held, self.gone, strict=True):
+            assert [(one.producer, one.time_us) for one in records] == held[gone:]
             times = [one.logged_at_us for one in records]
             assert times == sorted(times)
 
@@ -225,3 +292,56 @@ def test_the_model_catches_a_dedupe_that_drops_what_is_not_above_the_last(monkey
     seeded = settings(max_examples=200, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate])
     with pytest.raises(AssertionError):
         run_state_machine_as_test(machine, settings=seeded)
+
+
+def test_the_model_catches_a_reader_that_passes_over_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory._Partition, "lost_through", BEGINNING)
+    machine = type("LogModel_seeded", (LogModel,), {"adapter": "memory"})
+    seeded = settings(max_examples=200, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate])
+    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
+        run_state_machine_as_test(machine, settings=seeded)
+
+
+@pytest.mark.parametrize("adapter", LOGS)
+@given(
+    steps=st.lists(st.one_of(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([10, 70])), max_size=30),
+    at_once=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_newest_record_of_each_key_is_there_whatever_is_deleted(
+    adapter: str, steps: list[list[int] | int], at_once: int
+) -> None:
+    spec = TopicSpec("model.newest", key="id", partitions=1, keep_s=60.0, keep_newest=True)
+    where = TopicPartition(spec.name, 0)
+
+    async def run(folder: Path) -> None:
+        harness = LOGS[adapter](folder)
+        log = await harness.open()
+        await log.ensure_topic(spec)
+        newest: dict[str, int] = {}
+        stored = 0
+        for step in steps:
+            if isinstance(step, int):
+                harness.clock.advance(step)
+                await log.retain()
+            else:
+                records = [NewRecord("model.happened/1", b"{}", f"k{key}", 0, "model", stored + n) for n, key in enumerate(step)]
+                await log.append(spec.name, records)
+                newest |= {f"k{key}": stored + n for n, key in enumerate(step)}
+                stored += len(step)
+            reader = log.reader((await log.first(spec.name)).offsets)
+            found: list[StoredRecord] = []
+            while stored and (not found or found[-1].offset < stored - 1):
+                async with asyncio.timeout(10):
+                    found += (await reader.next()).records()
+            reader.close()
+            assert {one.key: one.offset for one in found} == newest
+            for after in (BEGINNING, Offset(stored // 2)):
+                assert (await log.backlog(spec.name, {0: after})).count == len([one for one in found if one.offset > after])
+            assert (await log.head(spec.name)).offsets[where] == stored - 1
+            assert list(await log.verify()) == []
+        await log.aclose()
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retention, "STEP_CHUNKS", at_once)
+        asyncio.run(run(Path(folder)))

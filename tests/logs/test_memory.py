@@ -1,17 +1,16 @@
-"""What the log in memory adds to the port: retention by limits, and sessions that are forgotten."""
+"""What the log in memory adds to the port: its URL, and sessions that are forgotten."""
 
 from __future__ import annotations
 
 import gc
-from uuid import uuid4
 
 import pytest
 
 from everlog.codec import MAX_CHUNK_RECORDS
-from everlog.errors import Closed, PositionRefused, TopicMissing
+from everlog.errors import Closed, TopicMissing
 from everlog.log import Log, ProducerBatch, Status, TopicSpec
 from everlog.logs.memory import MemoryLog, open_log
-from everlog.position import BEGINNING, Offset, Position, TopicPartition
+from everlog.position import BEGINNING, TopicPartition
 from everlog.record import NewRecord
 from everlog.testing.clock import ManualClock
 
@@ -29,9 +28,9 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-async def log_with(clock: ManualClock, *, keep_s: float | None = None, keep_bytes: int | None = None) -> Log:
+async def log_with(clock: ManualClock) -> Log:
     log = await open_log("memory:", clock=clock)
-    await log.ensure_topic(TopicSpec(TOPIC, key="id", partitions=1, keep_s=keep_s, keep_bytes=keep_bytes))
+    await log.ensure_topic(TopicSpec(TOPIC, key="id", partitions=1))
     return log
 
 
@@ -59,32 +58,6 @@ async def test_a_topic_without_partitions_is_refused(clock: ManualClock) -> None
     log = await open_log("memory:", clock=clock)
     with pytest.raises(ValueError, match="at least one partition"):
         await log.ensure_topic(TopicSpec(TOPIC, key=None, partitions=0))
-
-
-async def test_records_older_than_the_topic_keeps_go_with_the_next_append(clock: ManualClock) -> None:
-    log = await log_with(clock, keep_s=60)
-    for number in range(4):
-        await log.append(TOPIC, [record(number)])
-        clock.advance(25)
-    assert await kept(log) == [1, 2, 3]
-    clock.advance(DAY_S)
-    await log.append(TOPIC, [record(4)])
-    assert await kept(log) == [4]
-
-
-async def test_a_partition_keeps_at_least_the_bytes_that_its_topic_keeps(clock: ManualClock) -> None:
-    log = await log_with(clock, keep_bytes=25_000)
-    for number in range(8):
-        await log.append(TOPIC, [record(number, b'"' + b"x" * 10_000 + b'"')])
-    assert await kept(log) == [5, 6, 7]
-
-
-async def test_a_topic_without_limits_keeps_everything(clock: ManualClock) -> None:
-    log = await log_with(clock)
-    for number in range(5):
-        await log.append(TOPIC, [record(number)])
-        clock.advance(1_000 * DAY_S)
-    assert await kept(log) == [0, 1, 2, 3, 4]
 
 
 async def test_a_session_producer_that_is_idle_for_seven_days_is_forgotten(clock: ManualClock) -> None:
@@ -125,14 +98,6 @@ async def test_older_chunks_of_other_partitions_come_first(clock: ManualClock) -
         await log.append(TOPIC, [NewRecord("a/1", b"1", None, (5 - number) % 3, "shop", number)])
     reader = log.reader({TopicPartition(TOPIC, partition): BEGINNING for partition in range(3)})
     assert [one.time_us for one in (await reader.next()).records()] == [0, 1, 2, 3, 4, 5]
-
-
-async def test_trimming_at_the_position_of_another_log_deletes_nothing(clock: ManualClock) -> None:
-    log = await log_with(clock)
-    await log.append(TOPIC, [record(0)])
-    with pytest.raises(PositionRefused):
-        await log.trim(TOPIC, Position(uuid4(), {WHERE: Offset(0)}))
-    assert await kept(log) == [0]
 
 
 async def test_a_reader_of_what_does_not_exist_is_refused(clock: ManualClock) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from everlog.cli.modules import chosen
-from everlog.client.follower import Start, start_of
+from everlog.client.follower import Start, start_of, with_oldest
 from everlog.clock import SystemClock
-from everlog.codec import Chunk
+from everlog.codec import Batch, Chunk
+from everlog.errors import RecordsGone
 from everlog.key import partition_of
 from everlog.log import Log, Reader, TopicSpec
-from everlog.position import BEGINNING, Offset, Position, TopicPartition
+from everlog.position import Offset, Position, TopicPartition
 from everlog.record import StoredRecord
 
 _OWN: Final = "everlog."
@@ -73,19 +74,23 @@ async def begin(log: Log, wanted: Wanted, *, is_checked: bool) -> dict[TopicPart
         for name in wanted.types:
             chosen(name, [type_name for spec in found for type_name in spec.types], what="event type", where="the log")
     places = [where for spec in found for where in wanted.places(spec)]
+    after: Mapping[TopicPartition, Offset] = {}
     if wanted.after is not None:
         after = Position.parse(wanted.after, log=log.identity).offsets
-        return {where: after.get(where, BEGINNING) for where in places}
     starts: dict[TopicPartition, Offset] = {}
     for spec in found:
-        starts.update(await start_of(log, spec.name, wanted.start))
-    return {where: starts[where] for where in places}
+        starts.update(await start_of(log, spec.name, wanted.start if wanted.after is None else "beginning"))
+    return {where: after.get(where, starts[where]) for where in places}
 
 
 async def feed(
     log: Log, wanted: Wanted, offsets: dict[TopicPartition, Offset], ended: Coroutine[Any, Any, None]
 ) -> AsyncGenerator[Sequence[Chunk]]:
-    """Yield chunks as they are stored, until `ended` returns. Partitions of topics made meanwhile are added to `offsets`."""
+    """Yield chunks as they are stored, until `ended` returns. Partitions of topics made meanwhile are added to `offsets`.
+
+    Raises:
+        RecordsGone: Retention deleted what was to come next, before it was read.
+    """
     reader, clock = log.reader(offsets), SystemClock()
     ending, following = asyncio.ensure_future(ended), asyncio.ensure_future(reader.next())
     look_s = clock.monotonic_s() + _LOOK_FOR_TOPICS_S
@@ -97,7 +102,7 @@ async def feed(
                 await _add_topics(log, reader, wanted, offsets)
                 look_s = clock.monotonic_s() + _LOOK_FOR_TOPICS_S
             if following.done():
-                yield following.result().chunks
+                yield (await _told(log, offsets, following)).chunks
                 following = asyncio.ensure_future(reader.next())
     finally:
         for task in (following, ending):
@@ -106,9 +111,20 @@ async def feed(
         reader.close()
 
 
+async def _told(log: Log, offsets: dict[TopicPartition, Offset], following: asyncio.Future[Batch]) -> Batch:
+    try:
+        return following.result()
+    except RecordsGone as gone:
+        raise await with_oldest(log, offsets, gone) from gone
+
+
 async def _add_topics(log: Log, reader: Reader, wanted: Wanted, offsets: dict[TopicPartition, Offset]) -> None:
-    places = [where for spec in await log.topics() if wanted.has(spec.name) for where in wanted.places(spec)]
-    added = {where: BEGINNING for where in places if where not in offsets}
+    added: dict[TopicPartition, Offset] = {}
+    for spec in await log.topics():
+        new = [where for where in wanted.places(spec) if where not in offsets] if wanted.has(spec.name) else []
+        if new:
+            first = (await log.first(spec.name)).offsets
+            added.update({where: first[where] for where in new})
     if added:
         offsets.update(added)
         reader.assign(added)

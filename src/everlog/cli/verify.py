@@ -17,7 +17,7 @@ from everlog.cli.modules import contracts_of, load
 from everlog.cli.options import AsJson, LogUrl, StoreUrl, existing_log, existing_store, settings_from
 from everlog.cli.terminal import counted, print_json, printable, screen
 from everlog.contracts.contract import Contract
-from everlog.errors import FileError, StartRefused
+from everlog.errors import FileError, RecordsGone, StartRefused
 from everlog.log import Log, TopicSpec
 from everlog.position import Offset, TopicPartition
 from everlog.settings import Settings, resolve, shown
@@ -100,8 +100,15 @@ async def _partition(
     through = first
     try:
         while through < head:
-            async with asyncio.timeout(_SILENCE_S):
-                batch = await reader.next()
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    batch = await reader.next()
+            except RecordsGone as gone:
+                through = Offset(gone.first)
+                checked.skip(through)
+                reader.revoke([where])
+                reader.assign({where: through})
+                continue
             for chunk in batch.chunks:
                 checked.take(chunk)
                 advance(len(chunk))

@@ -175,6 +175,8 @@ class Client:
         Raises:
             EventRefused: A class has no contract.
             PositionRefused: `after` is damaged or belongs to another log.
+            RecordsGone: Retention deleted what was to come next: behind `after`, or before a slow follower had read it. Its `oldest`
+                is the token to go on from.
             Closed: The client's log was closed.
         """
         self._check_open()

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from everlog.codec import Chunk
 from everlog.contracts.contract import Contract
 from everlog.contracts.record import Record
+from everlog.errors import RecordsGone
 from everlog.key import partition_of
 from everlog.log import Log
-from everlog.position import BEGINNING, Offset, Position, TopicPartition
+from everlog.position import Offset, Position, TopicPartition
 
 Start = Literal["beginning", "now"] | datetime
 """Where a reader of the log begins: at the first event, behind the last one, or at the first one logged at or after a time."""
@@ -48,15 +49,19 @@ async def follow(
         log: Where from; the topics exist.
         contracts: Which types.
         start: Where to begin, where `after` is not given.
-        after: Begin behind this position; a partition that it does not name begins at its first record.
+        after: Begin behind this position; a partition that it does not name begins at its oldest record.
         key: Only the records of this key.
+
+    Raises:
+        RecordsGone: Retention deleted what was to come next, before it was read: behind `after`, or while it was followed. Names the
+            oldest position that is kept.
     """
     by_name = {contract.name: contract for contract in contracts}
     offsets: dict[TopicPartition, Offset] = {}
     for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
         here = await start_of(log, topic.name, start if after is None else "beginning")
         if after is not None:
-            here = {where: after.offsets.get(where, BEGINNING) for where in here}
+            here = {where: after.offsets.get(where, oldest) for where, oldest in here.items()}
         if key is not None and topic.key is not None:
             mine = TopicPartition(topic.name, partition_of(key, topic.partitions))
             here = {mine: here[mine]}
@@ -64,7 +69,10 @@ async def follow(
     reader = log.reader(offsets)
     try:
         while True:
-            batch = await reader.next()
+            try:
+                batch = await reader.next()
+            except RecordsGone as gone:
+                raise await with_oldest(log, offsets, gone) from gone
             for chunk in batch.chunks:
                 wanted = _wanted(chunk, by_name)
                 for index in range(chunk.start, chunk.length):
@@ -77,6 +85,15 @@ async def follow(
                 offsets[chunk.where] = chunk.last
     finally:
         reader.close()
+
+
+async def with_oldest(log: Log, offsets: Mapping[TopicPartition, Offset], gone: RecordsGone) -> RecordsGone:
+    """Return what a reader was told, with the position to go on from: where it stands, or else the oldest that is kept."""
+    first: dict[TopicPartition, Offset] = {}
+    for topic in {where.topic for where in offsets}:
+        first.update((await log.first(topic)).offsets)
+    oldest = Position(log.identity, {where: max(offset, first[where]) for where, offset in offsets.items()})
+    return RecordsGone(gone.topic, gone.partition, after=gone.after, first=gone.first, oldest=oldest.token())
 
 
 def _wanted(chunk: Chunk, by_name: Mapping[str, Contract[Any]]) -> Contract[Any] | Sequence[Contract[Any] | None] | None:

@@ -11,6 +11,7 @@ from everlog.contracts.contract import Contract, bind
 from everlog.contracts.event import E
 from everlog.errors import DeclarationError
 from everlog.log import TopicSpec
+from everlog.topics import check_limits
 
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,248}")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}/[1-9][0-9]{0,8}")
@@ -25,8 +26,9 @@ class Topic:
         key: The field that orders events: those with equal keys are handled one after the other, in order. Every type of the
             topic has it. ``None``: no order, and no two events wait for each other.
         partitions: How many processes of one subscription can share it at most. Changed only by moving to another topic.
-        keep_s: Delete events older than this; ``None`` keeps them.
+        keep_s: Delete events older than this; ``None`` keeps them. Whether somebody has handled them makes no difference.
         keep_bytes: Delete the oldest events of a partition beyond this; ``None`` keeps them.
+        keep_newest: Never delete the newest event of a key. For topics of few keys, whose newest event says how things stand.
         streams: Each key is a stream that takes conditional appends.
 
     Raises:
@@ -41,6 +43,7 @@ class Topic:
         partitions: int = 8,
         keep_s: float | None = None,
         keep_bytes: int | None = None,
+        keep_newest: bool = False,
         streams: bool = False,
     ) -> None:
         if not _TOPIC_NAME.fullmatch(name):
@@ -49,14 +52,20 @@ class Topic:
             )
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise DeclarationError(f"topic {name!r}: expected 1 to {MAX_PARTITIONS} partitions, found {partitions}")
-        for setting, value in (("keep_s", keep_s), ("keep_bytes", keep_bytes)):
-            if value is not None and value <= 0:
-                raise DeclarationError(f"topic {name!r}: expected {setting} above 0, or None to keep everything, found {value}")
+        try:
+            check_limits(keep_s, keep_bytes)
+        except ValueError as error:
+            raise DeclarationError(f"topic {name!r}: {error}") from error
+        if keep_newest and key is None:
+            raise DeclarationError(
+                f"topic {name!r}: keep_newest keeps the newest event of each key, and it has none: give it a key"
+            )
         self.name = name
         self.key = key
         self.partitions = partitions
         self.keep_s = keep_s
         self.keep_bytes = keep_bytes
+        self.keep_newest = keep_newest
         self.streams = streams
         self._contracts: dict[str, Contract[Any]] = {}
 
@@ -101,6 +110,7 @@ class Topic:
             self.partitions,
             keep_s=self.keep_s,
             keep_bytes=self.keep_bytes,
+            keep_newest=self.keep_newest,
             streams=self.streams,
             types={name: contract.schema for name, contract in self._contracts.items()},
         )

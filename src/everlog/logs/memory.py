@@ -10,6 +10,7 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 from weakref import WeakSet
@@ -19,11 +20,11 @@ import msgspec
 from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
 from everlog.clock import Clock, to_us
 from everlog.codec import Batch, Chunk, encode_chunk, split
-from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused, TopicMissing
+from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused, RecordsGone, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
-from everlog.position import Offset, Position, TopicPartition
+from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
-from everlog.topics import check_honoured, merged
+from everlog.topics import check_honoured, check_limits, merged
 
 _FEATURES: Final = Features(
     durability="memory",
@@ -34,6 +35,7 @@ _FEATURES: Final = Features(
     log_time=True,
     retention=True,
     shared=False,
+    backup=False,
     max_record_bytes=MAX_DATA_BYTES,
 )
 _SESSION_IDLE_US: Final = 7 * 24 * 3600 * 1_000_000
@@ -60,10 +62,13 @@ class _Stored(msgspec.Struct, frozen=True):
 class _Partition(msgspec.Struct):
     """The chunks of one partition that are kept, and what went. `next` never goes back."""
 
+    keeps_newest: bool
     chunks: list[_Stored] = []
     next: int = 0
     kept_bytes: int = 0
     gone_through_us: int | None = None
+    newest: dict[str, Offset] = {}
+    """The newest offset of each key, where the topic keeps these."""
 
     @property
     def before_first(self) -> Offset:
@@ -75,16 +80,35 @@ class _Partition(msgspec.Struct):
         """The offset of the newest record, kept or not."""
         return Offset(self.next - 1)
 
+    @property
+    def lost_through(self) -> Offset:
+        """Up to which offset records are lost to whoever has not read them."""
+        return BEGINNING if self.keeps_newest else self.before_first
+
     def behind(self, after: Offset) -> int:
         """Return the index of the first chunk with a record behind `after`; the number of chunks where none has."""
         return bisect_left(self.chunks, after + 1, key=lambda chunk: chunk.last)
 
-    def drop(self, count: int) -> None:
-        """Let the `count` oldest chunks go."""
+    def count_behind(self, after: Offset) -> int:
+        """Return how many records are kept behind `after`."""
+        if not self.keeps_newest:
+            return self.last - max(after, self.before_first)
+        return sum(chunk.last - max(after, chunk.first - 1) for chunk in self.chunks[self.behind(after) :])
+
+    def drop(self, count: int) -> int:
+        """Let the `count` oldest chunks go, but for the newest record of a key that is to stay. Returns how many records went."""
+        spared = sorted(self.newest.values())
+        kept: list[_Stored] = []
+        gone = 0
         for chunk in self.chunks[:count]:
+            if bisect_left(spared, chunk.first) < bisect_left(spared, chunk.last + 1):
+                kept.append(chunk)
+                continue
+            gone += chunk.last - chunk.first + 1
             self.kept_bytes -= len(chunk.body)
             self.gone_through_us = max(self.gone_through_us or chunk.newest_us, chunk.newest_us)
-        del self.chunks[:count]
+        self.chunks[:count] = kept
+        return gone
 
 
 class MemoryLog:
@@ -111,7 +135,11 @@ class MemoryLog:
         stored = self._topics.get(topic.name)
         self._topics[topic.name] = topic if stored is None else merged(stored, topic)
         for partition in range(topic.partitions):
-            self._partitions.setdefault(TopicPartition(topic.name, partition), _Partition())
+            self._partitions.setdefault(TopicPartition(topic.name, partition), _Partition(topic.keep_newest))
+
+    async def set_retention(self, topic: str, *, keep_s: float | None, keep_bytes: int | None) -> None:
+        check_limits(keep_s, keep_bytes)
+        self._topics[topic] = msgspec.structs.replace(self._spec(topic), keep_s=keep_s, keep_bytes=keep_bytes)
 
     async def topics(self) -> Sequence[TopicSpec]:
         self._check_open()
@@ -156,7 +184,6 @@ class MemoryLog:
                 numbers.setdefault(where, Numbering()).take(part, ruling)
             for at, offset in zip(ruling.store, self._store(where, part, ruling, name), strict=True):
                 statuses[part.indices[at]], offsets[part.indices[at]] = Status.STORED, offset
-            self._retain(spec, self._partitions[where])
             for reader in self._readers:
                 reader.wake(where)
         return Appended(statuses, offsets, errors if any(errors) else ())
@@ -173,6 +200,8 @@ class MemoryLog:
             self._commit += 1
             partition.chunks.append(_Stored(first, partition.last, self._commit, min(times), max(times), body))
             partition.kept_bytes += len(body)
+            if partition.keeps_newest:
+                partition.newest.update({one.key: Offset(first + at) for at, one in enumerate(records) if one.key is not None})
         return [Offset(offset) for offset in range(begin, partition.next)]
 
     def _remember(self, producer: ProducerBatch) -> dict[TopicPartition, Numbering]:
@@ -189,19 +218,6 @@ class MemoryLog:
                 break
             del self._sessions[oldest], self._numbers[oldest]
         return self._numbers.setdefault(name, {})
-
-    def _retain(self, spec: TopicSpec, partition: _Partition) -> None:
-        """Drop the oldest chunks that the topic's limits do not keep, but never the newest one."""
-        count = 0
-        left_bytes = partition.kept_bytes
-        for chunk in partition.chunks[:-1] if spec.keep_s is not None or spec.keep_bytes is not None else ():
-            left_bytes -= len(chunk.body)
-            too_old = spec.keep_s is not None and chunk.newest_us < self._last_us - spec.keep_s * 1_000_000
-            too_much = spec.keep_bytes is not None and left_bytes >= spec.keep_bytes
-            if not (too_old or too_much):
-                break
-            count += 1
-        partition.drop(count)
 
     async def last_sequence(self, producer: str, topic: str) -> Mapping[int, int]:
         self._spec(topic)
@@ -241,9 +257,16 @@ class MemoryLog:
             partition = self.partition(where)
             if (at := partition.behind(offset)) < len(partition.chunks):
                 chunk = _chunk(partition.chunks[at], where, offset)
-                count += partition.last - max(offset, partition.before_first)
+                count += partition.count_behind(offset)
                 oldest_us.append(chunk.logged_at_us(chunk.start))
         return Backlog(count, min(oldest_us, default=None))
+
+    async def gone_through(self, topic: str) -> Mapping[int, int]:
+        gone = {
+            number: self._partitions[TopicPartition(topic, number)].gone_through_us
+            for number in range(self._spec(topic).partitions)
+        }
+        return {number: gone_us for number, gone_us in gone.items() if gone_us is not None}
 
     async def trim(self, topic: str, before: Position) -> None:
         self._spec(topic)
@@ -255,6 +278,22 @@ class MemoryLog:
             if where.topic == topic:
                 partition = self.partition(where)
                 partition.drop(partition.behind(offset))
+        self._wake_all()
+
+    async def retain(self) -> int:
+        self._check_open()
+        self._last_us = now_us = max(self._last_us, self._clock.wall_us())
+        gone = 0
+        for where, partition in list(self._partitions.items()):
+            gone += partition.drop(_excess(self._spec(where.topic), partition, now_us))
+            await asyncio.sleep(0)
+        self._wake_all()
+        return gone
+
+    def _wake_all(self) -> None:
+        """Have every reader look whether it is behind what was deleted."""
+        for reader in self._readers:
+            reader.wake()
 
     async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:  # noqa: ARG002 - the port asks for them
         raise _no_streams("read_stream")
@@ -262,6 +301,10 @@ class MemoryLog:
     async def verify(self) -> Sequence[str]:
         self._check_open()
         return []  # nothing lies below the records
+
+    async def backup(self, target: Path, *, progress: Callable[[int, int], None] | None = None, check: bool = True) -> None:  # noqa: ARG002 - the port asks for them
+        self._check_open()
+        raise FeatureMissing("a backup", adapter="memory:", instead="use sqlite:, for what is to outlive its process")
 
     async def aclose(self) -> None:
         self._closed = True
@@ -320,6 +363,8 @@ class MemoryReader:
         ready: list[tuple[int, int, TopicPartition, int]] = []
         for where, after in self._after.items():
             partition = self._partition(where)
+            if after < partition.lost_through:
+                raise RecordsGone(*where, after=after, first=partition.lost_through)
             if (at := partition.behind(after)) < len(partition.chunks):
                 ready.append((partition.chunks[at].oldest_us, partition.chunks[at].commit, where, at))
         heapq.heapify(ready)
@@ -350,14 +395,28 @@ class MemoryReader:
         for where in partitions:
             self._after.pop(where, None)
 
-    def wake(self, where: TopicPartition) -> None:
-        """Note that there is something new in a partition."""
-        if where in self._after:
+    def wake(self, where: TopicPartition | None = None) -> None:
+        """Note that there is something new in a partition, or in any."""
+        if where is None or where in self._after:
             self._bell.set()
 
     def close(self) -> None:
         self._closed = True
         self._bell.set()
+
+
+def _excess(spec: TopicSpec, partition: _Partition, now_us: int) -> int:
+    """Return how many of the oldest chunks the topic's limits do not keep."""
+    count = 0
+    left_bytes = partition.kept_bytes
+    for chunk in partition.chunks:
+        left_bytes -= len(chunk.body)
+        is_too_old = spec.keep_s is not None and chunk.newest_us < now_us - spec.keep_s * 1_000_000
+        is_too_much = spec.keep_bytes is not None and left_bytes >= spec.keep_bytes
+        if not (is_too_old or is_too_much):
+            break
+        count += 1
+    return count
 
 
 def _chunk(stored: _Stored, where: TopicPartition, after: Offset) -> Chunk:

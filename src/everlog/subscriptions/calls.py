@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from everlog.errors import HandlerExited
+from everlog.errors import HandlerExited, PoisonAt
 from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.handler import Handler
@@ -41,7 +41,7 @@ class Calls:
         Raises:
             HandlerTimeout, HandlerCancelled: It was cancelled, by its limit or by what it awaited.
             HandlerExited: It called `sys.exit`.
-            Exception: What it raised.
+            Exception: What it raised; what a `PoisonAt` follows from, where it is about a single event.
         """
         handler = branch.handler
         tx: Tx[Any] | None = None
@@ -52,7 +52,7 @@ class Calls:
                 tx = PlainTx(call, self.context) if handler.is_plain else Tx(call, self.context)
             arguments = (event,) if tx is None else (event, tx)
             if handler.is_plain:
-                result = await self._in_thread(handler, arguments, tx)
+                result = await self._in_thread(me, handler, arguments, tx)
             else:
                 result = await handler.function(*arguments)
             if result is not None or (tx is not None and tx.outgoing):
@@ -66,9 +66,17 @@ class Calls:
             raise failure from None
         except SystemExit as error:
             _abandon(tx)
+            self.check_limit(me, branch)
             raise HandlerExited(handler.name, error.code) from error
+        except PoisonAt as error:
+            _abandon(tx)
+            self.check_limit(me, branch)
+            if len(events) == 1 and isinstance(error.__cause__, Exception):  # alone, there is nothing more to say than why
+                raise error.__cause__ from None
+            raise
         except BaseException:
             _abandon(tx)
+            self.check_limit(me, branch)
             raise
         else:
             return tx, result
@@ -77,8 +85,8 @@ class Calls:
             if tx is not None:
                 tx.close()
 
-    async def _in_thread(self, handler: Handler, arguments: tuple[Any, ...], tx: Tx[Any] | None) -> object:
-        """Run a plain function. One that is past its limit is waited for all the same: nobody can stop a thread."""
+    async def _in_thread(self, me: Worker, handler: Handler, arguments: tuple[Any, ...], tx: Tx[Any] | None) -> object:
+        """Run a plain function. One that is past its limit is waited for all the same, since nobody can stop a thread; unless the app ends."""
         assert self._threads is not None
         done = self._threads.call(handler.function, *arguments)
         try:
@@ -86,9 +94,9 @@ class Calls:
         except asyncio.CancelledError:
             if tx is not None:
                 tx.close()
-            await asyncio.wait([done])
-            if not done.cancelled():
-                done.exception()  # looked at, so that nobody is warned of it
+            done.add_done_callback(_look_at)
+            if me.is_timed_out:
+                await asyncio.wait([done])
             raise
 
     async def open_outlets(self, tx: Tx[Any] | None, result: object) -> None:
@@ -102,20 +110,26 @@ class Calls:
         return me.cancelled(branch.handler.name, self._delivery.time_limit_s)
 
     def check_limit(self, me: Worker, branch: Branch) -> None:
-        """Refuse what a handler did that swallowed its cancellation.
+        """Refuse what a handler did that swallowed its cancellation, or answered it with an error of its own.
 
         Raises:
             HandlerTimeout: It did.
+            CancelledError: It did, and the worker itself is to end.
         """
-        if me.is_timed_out:
+        if me.is_cancelled:
             failure = self.cancelled(me, branch)
-            if failure is not None:
-                raise failure
+            raise failure if failure is not None else asyncio.CancelledError
 
     def close(self) -> None:
         """Let go of idle threads."""
         if self._threads is not None:
             self._threads.close()
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Look at what a function raised that nobody waits for, so that nobody is warned of it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _abandon(tx: Tx[Any] | None) -> None:

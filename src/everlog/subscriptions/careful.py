@@ -23,14 +23,23 @@ class Careful:
             raise
 
     async def __aexit__(self, *error: object) -> None:
-        self._users -= 1
         self._lock.release()
-        waiting, self._waiting = self._waiting, []
-        for look in waiting:
-            look()
+        self.leave()
+
+    def reserve(self) -> None:
+        """Let nobody find it free until `leave` who does not wait for it. Those who do enter it one after another as ever."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """End a reservation."""
+        self._users -= 1
+        if not self._users:
+            waiting, self._waiting = self._waiting, []
+            for look in waiting:
+                look()
 
     def is_free(self, otherwise: Callable[[], None]) -> bool:
-        """Tell whether it can be entered without waiting; where it cannot, `otherwise` is called when somebody has left it."""
+        """Tell whether it can be entered without waiting; where it cannot, `otherwise` is called when everybody has left it."""
         if self._users:
             self._waiting.append(otherwise)
         return not self._users

@@ -35,11 +35,13 @@ class Caution:
         self._partitions = partitions
         self._heads = heads
         self._most = most
-        attempted = list(attempt.records) if attempt is not None else []
-        suspects = [(where, offset) for where, offset in attempted if where in partitions and partitions[where].wants(offset)]
+        self._attempted = attempt.records if attempt is not None else ()
+        suspects = [
+            (where, offset) for where, offset in self._attempted if where in partitions and partitions[where].wants(offset)
+        ]
         self._suspects = set(suspects)
         self._limit = max(1, len(suspects) // 2)
-        self.blamed = suspects[0] if len(attempted) == 1 and suspects else None
+        self.blamed = suspects[0] if len(self._attempted) == 1 and suspects else None
         """The record that killed the former owner."""
         self._taken: dict[TopicPartition, int] = {}
 
@@ -56,10 +58,31 @@ class Caution:
         self._taken[where] = self._taken.get(where, 0) + 1
         return place == self.blamed
 
+    def left(self) -> Attempt:
+        """Return what whoever takes the slot next should know: the suspects as they were, as long as one of them is not finished.
+
+        All of them, so that the last one does not look as if it had been tried alone.
+        """
+        return Attempt(self._attempted if any(self._is_left(where, offset) for where, offset in self._attempted) else ())
+
     @property
     def is_over(self) -> bool:
         """Nothing is left that the former owner can have had in hand."""
-        return not self._suspects and all(
-            partition.taken >= self._heads.get(where, partition.taken) or self._taken.get(where, 0) >= READ_AHEAD_RECORDS
-            for where, partition in self._partitions.items()
+        return not any(self._comes(where, offset) for where, offset in self._suspects) and all(
+            self._is_through(where, partition) for where, partition in self._partitions.items()
         )
+
+    def _comes(self, where: TopicPartition, offset: Offset) -> bool:
+        """Tell whether a record will be taken: the code may not know its type any more, or it was deleted meanwhile."""
+        partition = self._partitions[where]
+        return offset > partition.taken or offset in partition.resuming
+
+    def _is_left(self, where: TopicPartition, offset: Offset) -> bool:
+        return where in self._partitions and (self._comes(where, offset) or offset in self._partitions[where].open)
+
+    def _is_through(self, where: TopicPartition, partition: PartitionProgress) -> bool:
+        if self._taken.get(where, 0) >= READ_AHEAD_RECORDS:
+            return True
+        if partition.resuming and partition.taken <= partition.resume_through:  # what a former owner left behind comes first
+            return False
+        return partition.taken >= self._heads.get(where, partition.taken)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from everlog.clock import Clock
-from everlog.errors import SqlTimeout, StoreReadOnly
+from everlog.errors import SqlError, StoreReadOnly
 from everlog.store import Lease, Outcome, Progress, Section, Slot, Store, Unit
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.sections import SECTION_S, Exclusive
@@ -62,6 +62,7 @@ class Committer:
         self._snapshot = snapshot
         self._queue: deque[Pending | Exclusive] = deque()
         self._group: list[Pending] = []
+        self._inside: Exclusive | None = None  # the handler whose turn it is
         self._dirty: dict[SlotWork, None] = {}
         self._wake = asyncio.Event()
         self._is_urgent = False
@@ -72,17 +73,12 @@ class Committer:
         self._queue.append(pending)
         self._wake.set()
 
-    async def enter(self) -> Exclusive:
-        """Wait until what is queued now is committed and nothing else will be, and return the turn at the store's statements."""
+    def enter(self) -> Exclusive:
+        """Queue for a turn at the store's statements, which comes when what is queued now is applied and nothing else will be."""
         loop = asyncio.get_running_loop()
         exclusive = Exclusive(loop.create_future(), loop.create_future())
         self._queue.append(exclusive)
         self._wake.set()
-        try:
-            await exclusive.wait()
-        except BaseException:  # cancelled by its time limit, perhaps
-            exclusive.abandon()
-            raise
         return exclusive
 
     def touch(self, work: SlotWork, *, urgent: bool) -> None:
@@ -93,13 +89,18 @@ class Committer:
 
     def last_of(self, slot: Slot, lane: str) -> Pending | None:
         """Return the last unit of a lane that is not committed yet."""
-        for pending in reversed(self._queue):
-            if isinstance(pending, Pending) and pending.unit.lane == lane and pending.unit.slot == slot:
-                return pending
-        for pending in reversed(self._group):
+        for pending in self._newest_first():
             if pending.unit.lane == lane and pending.unit.slot == slot:
                 return pending
         return None
+
+    def _newest_first(self) -> Iterator[Pending]:
+        """Yield the units that are not committed yet."""
+        inside = (self._inside,) if self._inside is not None else ()
+        for one in (*reversed(self._queue), *inside, *reversed(self._group)):
+            pending = one.pending if isinstance(one, Exclusive) else one
+            if pending is not None:
+                yield pending
 
     @property
     def is_full(self) -> bool:
@@ -114,16 +115,7 @@ class Committer:
 
     async def drain(self, work: SlotWork) -> None:
         """Wait until what is queued of a slot so far is committed, and its progress behind that; whatever other slots do."""
-        while (
-            last := next(
-                (
-                    one
-                    for one in (*reversed(self._queue), *reversed(self._group))
-                    if isinstance(one, Pending) and one.work is work
-                ),
-                None,
-            )
-        ) is not None:
+        while (last := next((one for one in self._newest_first() if one.work is work), None)) is not None:
             await last.outcome()
         if not work.is_ours:
             return
@@ -207,38 +199,44 @@ class Committer:
         try:
             section = await self._store.section()
         except StoreReadOnly as error:
-            _logger.error("nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error)
-            await self._clock.sleep(_READ_ONLY_PAUSE_S)
+            await self._wait_for_room(error)
             return
         applied = self._group = []
+        turns: list[Pending] = []  # those of the applied that cannot be applied again without their statements
         try:
             try:
                 until_s = self._clock.monotonic_s() + SECTION_S
                 while self._queue and len(applied) < GROUP_UNITS and self._clock.monotonic_s() < until_s:
                     if isinstance(self._queue[0], Exclusive):
-                        await self._run_exclusive(section, applied)
+                        await self._run_exclusive(section, self._queue[0], applied, turns)
                     else:
                         await self._apply_queued(section, applied)
-                works = {pending.work: None for pending in applied}
-                await section.apply([], *self._progress(works, [pending.unit for pending in applied]))
-                await section.commit()
+                await self._end_section(section, applied)
             finally:
+                self._inside = None
                 await section.roll_back()
-        except (SqlTimeout, StoreReadOnly) as error:
-            _logger.warning("statements of a handler were taken back, and units with them, which run again: %s", error)
-            outcome = Outcome.DROPPED
-        else:
-            outcome = Outcome.COMMITTED
+        except (SqlError, StoreReadOnly) as error:
+            self._group = []
+            self._queue.extendleft(one for one in reversed(applied) if one not in turns)
+            self._tell(turns, [Outcome.DROPPED] * len(turns))
+            if isinstance(error, StoreReadOnly):
+                await self._wait_for_room(error)
+            else:
+                _logger.warning("statements of %d handlers were taken back, which run again: %s", len(turns), error)
+            return
         self._group = []
-        self._tell(applied, [outcome] * len(applied))
+        self._tell(applied, [Outcome.COMMITTED] * len(applied))
 
-    async def _run_exclusive(self, section: Section, applied: list[Pending]) -> None:
-        """Give a handler its turn, and apply its unit behind its statements."""
-        exclusive = self._queue.popleft()
-        assert isinstance(exclusive, Exclusive)
-        if exclusive.finished.done():  # it was cancelled while it waited
+    async def _run_exclusive(self, section: Section, exclusive: Exclusive, applied: list[Pending], turns: list[Pending]) -> None:
+        """Give the first in the queue its turn, and apply its unit behind its statements."""
+        if exclusive.finished.done():  # without a statement: it was cancelled while it waited, or went on without them
+            self._queue.popleft()
+            if exclusive.pending is not None:
+                self._queue.appendleft(exclusive.pending)
             return
         await section.mark(within_s=SECTION_S)
+        self._queue.popleft()  # behind the `await`: where the section has ended, it waits for the next one
+        self._inside = exclusive
         exclusive.grant(section)
         limit = asyncio.ensure_future(self._clock.sleep(SECTION_S))
         waits: list[asyncio.Future[Any]] = [exclusive.finished, limit]
@@ -248,18 +246,38 @@ class Committer:
             limit.cancel()
             if not exclusive.finished.done():
                 exclusive.expire()
-        pending = exclusive.finished.result() if exclusive.finished.done() else None
+        pending, self._inside = exclusive.pending, None
         if pending is None:
             await section.undo()
             return
         applied.append(pending)  # where whoever asks for the last unit of its key finds it
+        turns.append(pending)
         (outcome,) = await section.apply([pending.unit], [pending.work.lease] if pending.work.is_ours else [])
         if outcome is Outcome.COMMITTED:
             await section.keep()
             return
         await section.undo()
         applied.remove(pending)
+        turns.remove(pending)
         self._tell([pending], [outcome])
+
+    async def _end_section(self, section: Section, applied: Sequence[Pending]) -> None:
+        """Commit a section with the progress of its units, and of all else that has got further: handlers with statements never pause."""
+        dirty, self._dirty, self._is_urgent = self._dirty, {}, False
+        works = {pending.work: None for pending in applied} | dirty
+        drained = {work: self._drained.pop(work) for work in works if work in self._drained}
+        try:
+            await section.apply([], *self._progress(works, [pending.unit for pending in applied]))
+            await section.commit()
+        except (SqlError, StoreReadOnly):
+            for work, waiters in drained.items():
+                self._drained.setdefault(work, []).extend(waiters)
+            for work in dirty:
+                self.touch(work, urgent=True)
+            raise
+        for waiter in (waiter for waiters in drained.values() for waiter in waiters):
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _apply_queued(self, section: Section, applied: list[Pending]) -> None:
         """Apply what is queued before the next handler with statements."""
@@ -282,10 +300,11 @@ class Committer:
             try:
                 return await self._store.commit(units, leases, progress)
             except StoreReadOnly as error:
-                _logger.error(
-                    "nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error
-                )
-                await self._clock.sleep(_READ_ONLY_PAUSE_S)
+                await self._wait_for_room(error)
+
+    async def _wait_for_room(self, error: StoreReadOnly) -> None:
+        _logger.error("nothing can be committed, and nothing is lost; trying again in %g s: %s", _READ_ONLY_PAUSE_S, error)
+        await self._clock.sleep(_READ_ONLY_PAUSE_S)
 
     def _take(self, most: int) -> list[Pending]:
         """Return what is queued, up to a group's bounds and to the next handler with statements."""
@@ -312,9 +331,10 @@ class Committer:
         versions = {unit.version for unit in void}
         kept: deque[Pending | Exclusive] = deque()
         gone: list[Pending] = []
-        for pending in self._queue:
-            if isinstance(pending, Exclusive):
-                kept.append(pending)
+        for one in self._queue:
+            pending = one.pending if isinstance(one, Exclusive) else one
+            if pending is None:
+                kept.append(one)
                 continue
             unit = pending.unit
             if (unit.slot, unit.lane) in lanes or _reads(unit, versions):
@@ -323,7 +343,7 @@ class Committer:
                 if unit.lane is not None:
                     lanes.add((unit.slot, unit.lane))
             else:
-                kept.append(pending)
+                kept.append(one)
         self._queue = kept
         for pending in gone:
             pending.tell(Outcome.DROPPED)

@@ -92,16 +92,10 @@ class Engine:
             heads: Where the log ends now, if the former owner did not give it back: up to there caution is needed.
         """
         work = self._works[lease.slot.number] = SlotWork(lease, state.progress)
-        blamed = state.attempt.held if state.attempt is not None else None
         for held in state.held:
             lane = self._lanes.lane(held.key, work)
             lane.held = held.records
             lane.is_suspect = heads is not None
-            if blamed is not None and blamed[0] == held.key:
-                lane.blamed = blamed[1:]
-                lane.is_due = True
-                self._lanes.schedule(lane)
-                continue
             if held.next_attempt_us is not None:
                 self._lanes.set_due(lane, held.next_attempt_us)
             elif held.is_unreadable:  # perhaps this code knows it

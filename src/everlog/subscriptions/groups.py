@@ -20,6 +20,7 @@ from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.caution import Caution
 from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
+from everlog.subscriptions.handler import Batching
 from everlog.subscriptions.lane import Waiting
 from everlog.subscriptions.lanes import conflict_pause_us
 from everlog.subscriptions.parts import Job, Parts
@@ -85,7 +86,8 @@ class Groups:
 
     def __init__(self, declaration: SubscriptionDeclaration, host: Host, parts: Parts) -> None:
         self._batching = declaration.batching
-        self._most = declaration.delivery.concurrency if self._batching is None else self._batching.most
+        sizes = [branch.handler.batching.most for branch in declaration.branches.values() if branch.handler.batching is not None]
+        self._most = max(sizes, default=declaration.delivery.concurrency)
         self._host = host
         self._calls = parts.calls
         self._feed = parts.feed
@@ -110,27 +112,33 @@ class Groups:
         caution: Caution | None = None
         if heads is not None:
             caution = Caution(work.partitions, heads, attempt, self._most)
-            if caution.is_over:
+            if caution.is_over and (attempt is None or attempt.held is not None):
                 caution = None
-        if caution is None and self._batching is None:
+        held = attempt.held if attempt is not None else None
+        if caution is None and held is None and self._batching is None:
             return
         self._feed.divert(work)
-        self._loops[work] = asyncio.create_task(self._work_on(work, caution))
+        if caution is not None or held is not None:  # what is held and may kill is tried behind it: a slot has one note of an attempt
+            self._careful.reserve()
+        self._loops[work] = asyncio.create_task(self._work_on(work, caution, held))
         self._changed.set()
 
     async def run(self) -> None:
         """Pass on the error of a loop that ended with one, until cancelled."""
-        while True:
-            self._changed.clear()
-            changed = asyncio.create_task(self._changed.wait())
-            try:
-                await asyncio.wait([changed, *self._loops.values()], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
-            for work, loop in list(self._loops.items()):
-                if loop.done():
-                    del self._loops[work]
-                    loop.result()
+        try:
+            while True:
+                self._changed.clear()
+                changed = asyncio.create_task(self._changed.wait())
+                try:
+                    await asyncio.wait([changed, *self._loops.values()], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                for work, loop in list(self._loops.items()):
+                    if loop.done():
+                        del self._loops[work]
+                        loop.result()
+        finally:
+            self.close()
 
     async def end(self, work: SlotWork) -> None:
         """Wait until the group in hand is through; nothing more is taken, once the slot's inbox is closed."""
@@ -151,30 +159,49 @@ class Groups:
 
     # ---- one slot ----
 
-    async def _work_on(self, work: SlotWork, caution: Caution | None) -> None:
+    async def _work_on(self, work: SlotWork, caution: Caution | None, held: tuple[str, int, int] | None) -> None:
         try:
-            while (group := await self._gather(work, caution)) is not None:
-                if caution is None:
-                    await self._run(work, group)
-                elif [caution.took(waiting) for waiting in group] == [True]:
-                    await self._blame(work, group[0])
-                elif group:
-                    await self._run_carefully(work, group)
-                if caution is not None and caution.is_over:
-                    caution = None
-                if caution is None and self._batching is None:
-                    if not self._host.is_closing(work):
-                        self._feed.undivert(work)
-                    return
+            if caution is not None or held is not None:
+                try:
+                    if held is not None:  # before the note of it gives way to that of a group
+                        await self._holding.blame(work, *held)
+                    if caution is not None:
+                        await self._work_with_caution(work, caution)
+                finally:
+                    self._careful.leave()
+            if self._batching is None:
+                if not self._host.is_closing(work):
+                    self._feed.undivert(work)
+                return
+            while (group := await self._gather(work, None)) is not None:
+                await self._run(work, group)
         except LeaseLost:
             self._host.lose_slot(work)
+
+    async def _work_with_caution(self, work: SlotWork, caution: Caution) -> None:
+        """Work on a slot until all that its former owner can have had in hand is through."""
+        while not self._is_over(work, caution):
+            group = await self._gather(work, caution)
+            if group is None:
+                break
+            if [caution.took(waiting) for waiting in group] == [True]:
+                await self._blame(work, group[0], caution)
+            elif group:
+                await self._run_carefully(work, group, caution)
+        if work.is_ours:  # where it is given back first, whoever is next goes on
+            await self._store.attempt(work.lease, caution.left() if self._host.is_closing(work) else None)
+
+    @staticmethod
+    def _is_over(work: SlotWork, caution: Caution) -> bool:
+        assert work.inbox is not None
+        return caution.is_over and not work.inbox.has_returned
 
     async def _gather(self, work: SlotWork, caution: Caution | None) -> Sequence[Waiting] | None:
         """Wait for records and return what to run together; ``None`` at the end."""
         inbox = work.inbox
         assert inbox is not None
         while not self._host.is_closing(work):
-            if caution is not None and caution.is_over:
+            if caution is not None and self._is_over(work, caution):
                 return []
             if not inbox.is_empty and self._host.is_paused:
                 await self._host.probe()
@@ -183,19 +210,22 @@ class Groups:
             limit = caution.limit if caution is not None else self._most
             group = self._take(work, 1 if self._host.is_paused else limit)
             if group:
-                if self._batching is not None and self._batching.wait_s and not self._host.is_paused:
-                    await self._fill(work, group, limit)
+                batching = self._batching_of(group[0])
+                if batching is not None and batching.wait_s and not self._host.is_paused:
+                    await self._fill(work, group, min(limit, batching.most), batching.wait_s)
                 return group
             self._committer.touch(work, urgent=inbox.is_empty)  # what came to nothing
-            if inbox.is_empty:
+            if inbox.is_empty and not (caution is not None and self._is_over(work, caution)):
                 await inbox.wait()
+            else:
+                await asyncio.sleep(0)
+                await self._committer.room()
         return None
 
-    async def _fill(self, work: SlotWork, group: list[Waiting], limit: int) -> None:
-        """Wait for more, until the group is full or the time is over."""
-        assert self._batching is not None
+    async def _fill(self, work: SlotWork, group: list[Waiting], limit: int, wait_s: float) -> None:
+        """Wait for more, until the batch is full or the time is over."""
         assert work.inbox is not None
-        until_s = self._clock.monotonic_s() + self._batching.wait_s
+        until_s = self._clock.monotonic_s() + wait_s
         while len(group) < limit and not self._host.is_closing(work):
             left_s = until_s - self._clock.monotonic_s()
             if left_s <= 0:
@@ -212,7 +242,10 @@ class Groups:
             group.extend(more)
 
     def _take(self, work: SlotWork, most: int, like: Waiting | None = None) -> list[Waiting]:
-        """Take records that are run together: for a batch those of one handler. What has a lane goes there."""
+        """Take records that are run together: for a batch those of one handler. What has a lane goes there.
+
+        A record of a blocked key is copied behind it at once, so that it neither ends the batch nor uses up a probe.
+        """
         inbox = work.inbox
         assert inbox is not None
         group: list[Waiting] = []
@@ -221,13 +254,14 @@ class Groups:
                 group.append(waiting)
             return group
         first = like
-        lanes = self._lanes.by_key
-        while len(group) < most and (waiting := inbox.take()) is not None:
-            run = waiting.run
-            if (
-                isinstance(waiting.branch, Unreadable)
-                or lane_of(run.chunk.keys[waiting.index], run.chunk, waiting.index) in lanes
-            ):
+        behind = 0
+        while len(group) < most and behind < self._most and (waiting := inbox.take()) is not None:
+            lane = self._lanes.by_key.get(self._lane_key(waiting))
+            if lane is not None and lane.held and not lane.pending:
+                self._host.defer(waiting)
+                behind += 1
+                continue
+            if lane is not None or isinstance(waiting.branch, Unreadable):
                 if not group and like is None:
                     return [waiting]
                 inbox.give_back([waiting])
@@ -236,19 +270,25 @@ class Groups:
                 inbox.give_back([waiting])
                 break
             first = first or waiting
+            batching = waiting.branch.handler.batching
+            most = min(most, batching.most) if batching is not None else most
             group.append(waiting)
         return group
 
-    async def _blame(self, work: SlotWork, waiting: Waiting) -> None:
+    def _batching_of(self, waiting: Waiting) -> Batching | None:
+        """Return how a record's batch is put together; ``None`` where the record goes to its lane."""
+        if not isinstance(waiting.branch, Branch) or self._lane_key(waiting) in self._lanes.by_key:
+            return None
+        return waiting.branch.handler.batching
+
+    async def _blame(self, work: SlotWork, waiting: Waiting, caution: Caution) -> None:
         """Block the key of the record that killed the slot's former owner, without a call of its handler."""
         if isinstance(waiting.branch, Branch):
             waiting = replace(waiting, error=HandlerKilled(waiting.branch.handler.name))
         await self._run_in_lanes(work, [waiting])
-        if work.is_ours:
-            await self._committer.drain(work)
-            await self._store.attempt(work.lease, None)
+        await self._end_attempt(work, caution)
 
-    async def _run_carefully(self, work: SlotWork, group: Sequence[Waiting]) -> None:
+    async def _run_carefully(self, work: SlotWork, group: Sequence[Waiting], caution: Caution) -> None:
         """Run a group under an attempt, alone in the process."""
         places = [(waiting.run.chunk.where, waiting.run.chunk.offset(waiting.index)) for waiting in group]
         async with self._careful:
@@ -256,16 +296,16 @@ class Groups:
                 return
             await self._store.attempt(work.lease, Attempt(places))
             await self._run(work, group)
-            if work.is_ours:
-                await self._committer.drain(work)  # else what came to nothing would look as if it had not ended
-                await self._store.attempt(work.lease, None)
+            await self._end_attempt(work, caution)
+
+    async def _end_attempt(self, work: SlotWork, caution: Caution) -> None:
+        """Store that the process lives on behind a group: what is suspected now is what was not tried yet."""
+        if work.is_ours:
+            await self._committer.drain(work)  # else what came to nothing would look as if it had not ended
+            await self._store.attempt(work.lease, caution.left())
 
     async def _run(self, work: SlotWork, group: Sequence[Waiting]) -> None:
-        first = group[0]
-        is_batch = (
-            self._batching is not None and isinstance(first.branch, Branch) and self._lane_key(first) not in self._lanes.by_key
-        )
-        if not is_batch:
+        if self._batching_of(group[0]) is None:
             await self._run_in_lanes(work, group)
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -298,7 +338,7 @@ class Groups:
 
     async def _run_batch(self, me: Worker, work: SlotWork, group: Sequence[Waiting]) -> None:
         """Run a batch as one unit; one that fails is halved until the bad event is alone, whose key is then blocked."""
-        is_probe = self._host.is_paused
+        is_probe = self._host.is_paused and len(group) == 1  # a larger one was taken just before the pause
         segments: list[tuple[Sequence[Waiting], Exception | None]] = [(group, None)]
         conflicts = 0
         while segments:
@@ -322,12 +362,12 @@ class Groups:
                     await self._clock.sleep(conflict_pause_us(conflicts) / 1e6)
                     segments.append((segment, None))
                     continue
-                if error is None:
+                if error is None or not work.is_ours:  # then the lanes of its keys are another owner's
                     return
+            at = _poison(error, len(segment))
             if len(segment) == 1:
                 await self._fail(segment[0], work, error)
-            elif isinstance(error, PoisonAt) and 0 <= error.index < len(segment):
-                at = error.index
+            elif at is not None:
                 segments.append((segment[at + 1 :], None))
                 segments.append(([segment[at]], error))
                 segments.append((segment[:at], None))
@@ -349,9 +389,11 @@ class Groups:
             finishes = [(one.run.chunk.where, one.run.chunk.offset(one.index)) for one in segment]
             unit = self._units.make(work.slot, None, finishes, call, tx, result)
             if unit is None:
+                self._done(segment)
+                self._committer.touch(work, urgent=False)
                 outcome = Outcome.COMMITTED
             else:
-                pending = Pending(unit, work, lambda pending, outcome: self._units.settled(pending.unit, outcome))
+                pending = Pending(unit, work, lambda pending, outcome: self._settled(pending, outcome, segment))
                 (self._committer if tx is None or tx.exclusive is None else tx.exclusive).put(pending)
                 outcome = await pending.outcome()
         except Exception as error:
@@ -364,12 +406,19 @@ class Groups:
             return None, None
         if outcome is Outcome.REFUSED:
             return None, TxRefused("an addition found no number in its row")
-        if outcome is Outcome.COMMITTED:
-            for one in segment:
-                self._host.finished(one.run, one.run.chunk.offset(one.index))
-                if self._host.is_listening:
-                    self._host.succeeded(self._lane_key(one))
         return outcome, None
+
+    def _settled(self, pending: Pending, outcome: Outcome, segment: Sequence[Waiting]) -> None:
+        """Called by the committer once it is known what became of a batch, before it stores the slot's progress again."""
+        self._units.settled(pending.unit, outcome)
+        if outcome is Outcome.COMMITTED:
+            self._done(segment)
+
+    def _done(self, segment: Sequence[Waiting]) -> None:
+        for one in segment:
+            self._host.finished(one.run, one.run.chunk.offset(one.index))
+            if self._host.is_listening:
+                self._host.succeeded(self._lane_key(one))
 
     def _is_behind(self, waiting: Waiting, work: SlotWork) -> bool:
         """Copy a record behind what its key holds by now; tells whether there was something."""
@@ -397,3 +446,9 @@ class Groups:
     def _lane_key(waiting: Waiting) -> str:
         run = waiting.run
         return lane_of(run.chunk.keys[waiting.index], run.chunk, waiting.index)
+
+
+def _poison(error: Exception, count: int) -> int | None:
+    """Return which of `count` events the handler calls the bad one; ``None`` where it does not say, or names none of them."""
+    index: object = error.index if isinstance(error, PoisonAt) else None
+    return index if isinstance(index, int) and 0 <= index < count else None

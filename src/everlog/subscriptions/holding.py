@@ -265,15 +265,8 @@ class Holding:
         work = lane.work
         if (lane.is_suspect or held.cause is Cause.KILLED) and not self._careful.is_free(lambda: self._again(lane)):
             return None  # a worker that waited here would be missing to those who are waited for
-        blamed, lane.blamed = lane.blamed, None
         is_suspect, lane.is_suspect = lane.is_suspect, False
         try:
-            if blamed is not None:
-                outcome: Outcome | None = None
-                if blamed == (held.id, held.attempts):
-                    outcome = await self._fail_again(lane, held, HandlerKilled(self._handler_of(held)))
-                    await self._store.attempt(work.lease, None)
-                    return outcome
             if not is_suspect and held.cause is not Cause.KILLED:
                 return await self._try(me, lane, held)
             async with self._careful:
@@ -285,6 +278,28 @@ class Holding:
         except LeaseLost:
             self._host.lose_slot(work)
             return Outcome.FENCED
+
+    async def blame(self, work: SlotWork, key: str, held_id: int, attempts: int) -> None:
+        """Count the death of the slot's former owner as an attempt of a held record, if the record is still as it was then.
+
+        Raises:
+            LeaseLost: Another process owns the slot.
+        """
+        lane = self._lanes.lane(key, work)
+        lane.is_running = True
+        try:
+            rows = await self._store.held(work.slot, key)
+            if rows and (rows[0].id, rows[0].attempts) == (held_id, attempts) and not self._is_parked(rows[0]):
+                lane.is_due = False
+                await self._fail_again(lane, rows[0], HandlerKilled(self._handler_of(rows[0])))
+        finally:
+            lane.is_running = False
+        if work.is_ours:
+            await self._store.attempt(work.lease, None)
+        if lane.pending or (lane.held and lane.is_due):
+            self._lanes.schedule(lane)
+        else:
+            self._lanes.leave(lane)
 
     def _again(self, lane: Lane) -> None:
         lane.is_due = True

@@ -41,6 +41,11 @@ class Inbox:
         """Nothing waits here."""
         return self._current is None and not self._runs and not self._returned
 
+    @property
+    def has_returned(self) -> bool:
+        """Something that was given out has come back and waits here."""
+        return bool(self._returned)
+
     def put(self, run: Run) -> None:
         """Add a run that was read."""
         self._runs.append(run)

@@ -41,7 +41,6 @@ class Lane:
     """A key with a handler that is suspended, with records waiting for it, or with held records in the store."""
 
     __slots__ = (
-        "blamed",
         "conflicts",
         "due_us",
         "held",
@@ -77,8 +76,6 @@ class Lane:
         """The first held record should be tried now."""
         self.is_suspect = False
         """Its first held record may have been in its handler when the slot's former owner died."""
-        self.blamed: tuple[int, int] | None = None
-        """The held record, and its attempts then, whose handler killed the former owner."""
         self.is_probe = False
         """It takes one step though the subscription is paused."""
 

@@ -115,7 +115,9 @@ async def publish_retired(log: Log, app: str, subscription: str, time_us: int) -
     known = (await read_reports(log)).get(f"{app}/{subscription}")
     if known is not None:
         report, _ = known
-        last = msgspec.structs.replace(report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0, held_bytes=0, paused=None)
+        last = msgspec.structs.replace(
+            report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0, held_bytes=0, paused=None
+        )
         await publish_reports(log, app, [last], time_us)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from everlog.errors import SqlTimeout
+from everlog.errors import SqlError, SqlTimeout
 from everlog.store import Section
 
 if TYPE_CHECKING:
@@ -21,56 +21,67 @@ class Exclusive:
     """One handler call's turn. Asked for by its first `tx.sql`, granted by the committer, ended by whoever ran the handler.
 
     Args:
-        granted: Ends with the store's section.
+        granted: Ends when it is the handler's turn, or the handler has ended without one.
         finished: Ends with the handler's unit, or with ``None`` where it comes to nothing.
     """
 
-    __slots__ = ("_finished", "_granted", "_section", "is_expired")
+    __slots__ = ("_failure", "_finished", "_granted", "_section", "is_expired")
 
-    def __init__(self, granted: asyncio.Future[Section], finished: asyncio.Future[Pending | None]) -> None:
+    def __init__(self, granted: asyncio.Future[None], finished: asyncio.Future[Pending | None]) -> None:
         self._granted = granted
         self._finished = finished
         self._section: Section | None = None
+        self._failure: SqlError | None = None  # a handler that catches it has failed all the same
         self.is_expired = False
         """It took too long: what it did is taken back."""
 
     # ---- the handler's side ----
 
     async def wait(self) -> None:
-        """Wait for the turn."""
-        self._section = await self._granted
+        """Wait for the turn. Several tasks of a handler may wait, and one may be cancelled."""
+        import asyncio  # it costs 40 ms, and whoever only declares an app does not need it
+
+        await asyncio.shield(self._granted)
 
     async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         """Run a statement. Raises as `Section.execute`."""
         assert self._section is not None
         self.check()
-        return await self._section.execute(query, parameters)
+        try:
+            return await self._section.execute(query, parameters)
+        except SqlError as error:
+            if isinstance(error, SqlTimeout) or self._section.has_ended:
+                self._failure = error
+            raise
 
     def check(self) -> None:
         """Refuse to go on.
 
         Raises:
             SqlTimeout: It took too long.
+            SqlRefused: One of its statements ended the transaction.
         """
-        if self.is_expired:
+        if self._failure is not None:
+            raise self._failure
+        if self.is_expired or (self._section is not None and self._section.has_ended):
             raise SqlTimeout(
                 f"the handler kept the store for itself for more than {SECTION_S * 1000:g} ms between its first tx.sql and its end, and all "
                 f"that it did is taken back: do slow awaits before the first tx.sql"
             )
 
     def put(self, pending: Pending) -> None:
-        """End it with the handler's unit, to be committed with what the statements did.
-
-        Raises:
-            SqlTimeout: It took too long.
-        """
-        self.check()
-        self._finished.set_result(pending)
+        """End it with the handler's unit, to be committed with what the statements did. Whether it may, `check` has said."""
+        self._end(pending)
 
     def abandon(self) -> None:
         """End it, unless it has ended: what the statements did is taken back."""
         if not self._finished.done():
-            self._finished.set_result(None)
+            self._end(None)
+
+    def _end(self, pending: Pending | None) -> None:
+        self._finished.set_result(pending)
+        if not self._granted.done():  # whoever still waits finds the handler ended
+            self._granted.set_result(None)
 
     # ---- the committer's side ----
 
@@ -79,10 +90,16 @@ class Exclusive:
         """Ends with the handler."""
         return self._finished
 
+    @property
+    def pending(self) -> Pending | None:
+        """The unit that the handler has ended with; ``None`` before, and where it came to nothing."""
+        return self._finished.result() if self._finished.done() else None
+
     def grant(self, section: Section) -> None:
         """Give the turn to the handler."""
+        self._section = section
         if not self._granted.done():
-            self._granted.set_result(section)
+            self._granted.set_result(None)
 
     def expire(self) -> None:
         """Take the turn away."""

@@ -368,6 +368,8 @@ class Taking:
         """Pass on the failure of a record that the active worker took."""
         if tx is not None:
             tx.abandon()
+        if me.is_timed_out:  # it answered its cancellation with another error; the next event must not pay for it
+            error = self._calls.cancelled(me, cast("Branch", waiting.branch)) or error
         self.register_active()  # where the handler had not been suspended
         self.start()
         me.watched = None

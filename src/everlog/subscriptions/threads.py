@@ -53,6 +53,8 @@ class Threads:
 
     def close(self) -> None:
         """Let idle threads end. Those in a function end behind it."""
+        if self._timer is not None:
+            self._timer.cancel()
         for _ in range(self._count):
             self._line.put(None)
 
@@ -92,13 +94,18 @@ class Threads:
             if done.done():
                 continue
             if error is not None:
-                done.set_exception(error if isinstance(error, Exception) else _Escaped(error))
+                done.set_exception(
+                    error
+                    if isinstance(error, Exception | SystemExit) and not isinstance(error, StopIteration)
+                    else _Escaped(error)
+                )
             else:
                 done.set_result(result)
 
 
 class _Escaped(Exception):
-    """A function let `SystemExit` or `KeyboardInterrupt` through in its thread, where it ends nothing."""
+    """A function let through what a future does not take, `StopIteration`, or what ends nothing in its thread: `KeyboardInterrupt`."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
+        self.__cause__ = error  # its trace says where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Generic, NoReturn, Protocol, cast, overload
@@ -48,13 +48,13 @@ class TxContext(Generic[R]):
         overlay: What is written and not committed yet.
         subscription: Its name.
         resources: What the app's lifespan gave.
-        enter: Waits for the turn at the store's statements.
+        enter: Asks for a turn at the store's statements.
     """
 
     overlay: Overlay
     subscription: str
     resources: R
-    enter: Callable[[], Awaitable[Exclusive]]
+    enter: Callable[[], Exclusive]
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Tx(Generic[R]):
         self._context = context
         self._is_closed = False
         self.exclusive: Exclusive | None = None
-        """Its turn at the store's statements, once it has run one."""
+        """Its turn at the store's statements, once it has asked for one."""
         self._rows: dict[StateKey, Versioned] = {}
         self.reads: dict[StateKey, int] = {}
         self.scans: list[ScanRead] = []
@@ -138,7 +138,7 @@ class Tx(Generic[R]):
             return default
         row = self._rows.get(place)
         if row is None:
-            # Inside an exclusive section what is committed stays so until this unit is.
+            # Inside its turn, whoever waited for a unit of another handler would wait for itself.
             overlay = self._context.overlay
             row = await (overlay.read(place) if self.exclusive is None else overlay.committed(place))
             self._check()
@@ -190,13 +190,14 @@ class Tx(Generic[R]):
         Raises:
             TxClosed: The handler has ended.
             SqlRefused: It touches the store's own tables, or begins or ends a transaction, attaches a file, or sets a PRAGMA.
-            SqlFailed: The database refused it: a syntax error, a constraint. The handler may catch it and go on.
+            SqlFailed: The database refused it: a syntax error, a constraint. It changed nothing, and the handler may catch it and go on.
             SqlTimeout: The 250 ms are over; all that the handler did is taken back, and it has failed.
         """
         self._check()
         if self.exclusive is None:
-            self.exclusive = await self._context.enter()
-            self._check()
+            self.exclusive = self._context.enter()
+        await self.exclusive.wait()
+        self._check()
         rows = await self.exclusive.execute(query, params)
         self._check()
         return rows
@@ -275,6 +276,15 @@ class Tx(Generic[R]):
     def close(self) -> None:
         """End it: later use raises."""
         self._is_closed = True
+
+    def check_turn(self) -> None:
+        """Refuse to end well where its turn at the store's statements is over.
+
+        Raises:
+            SqlError: It is: all that its statements did is taken back.
+        """
+        if self.exclusive is not None:
+            self.exclusive.check()
 
     def abandon(self) -> None:
         """Take back what its statements did, if they are not on their way to the commit. Idempotent."""

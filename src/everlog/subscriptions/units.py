@@ -62,7 +62,10 @@ class Units:
         Raises:
             EventRefused: An event that it publishes breaks its contract.
             TxRefused: It returned what is no event.
+            SqlError: Its turn at the store's statements is over.
         """
+        if tx is not None:
+            tx.check_turn()  # here, and not when the unit is queued: what it writes would be shown for ever
         outgoing = list(tx.outgoing) if tx is not None else []
         if result is not None:
             outgoing.append(Outgoing(_returned(result), None, None))

@@ -49,6 +49,11 @@ class Worker:
             return self.run.work, Attempt([(self.run.chunk.where, self.run.chunk.offset(self.index))])
         return None
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Its handler, or it itself, was asked to end, and nobody has seen to that yet."""
+        return self.is_timed_out or (self.task is not None and self.task.cancelling() > 0)
+
     def cancelled(self, handler: str, limit_s: float) -> HandlerTimeout | HandlerCancelled | None:
         """Return what a cancellation that came out of a handler, or was swallowed by it, means.
 
@@ -79,11 +84,13 @@ async def keep_time_limit(
         limit_s: The limit, in seconds; a handler gets up to an eighth more.
         clock: The time.
         look: Called before each look, so that the worker that is suspended shows its call.
-        ignored: Called for one whose handler has not ended `IGNORED_S` after it was cancelled.
+        ignored: Called for one whose handler has not ended `IGNORED_S` after it was cancelled. That is counted in looks: in a process that
+            was stopped, or whose event loop was blocked, a handler had no time to end.
     """
     since: dict[Worker, tuple[object, float]] = {}
+    every_s = min(limit_s, IGNORED_S) / _LOOKS_PER_LIMIT
     while True:
-        await clock.sleep(min(limit_s, IGNORED_S) / _LOOKS_PER_LIMIT)
+        await clock.sleep(every_s)
         look()
         now_s = clock.monotonic_s()
         for worker in workers:
@@ -94,7 +101,9 @@ async def keep_time_limit(
                 since[worker] = (worker.watched, now_s)
             elif now_s - known[1] >= limit_s and worker.task is not None and not worker.is_timed_out:
                 worker.is_timed_out = True
-                since[worker] = (worker.watched, now_s)
+                since[worker] = (worker.watched, 0.0)
                 worker.task.cancel()
-            elif worker.is_timed_out and now_s - known[1] >= IGNORED_S:
-                ignored(worker)
+            elif worker.is_timed_out:
+                since[worker] = (worker.watched, known[1] + every_s)
+                if known[1] + every_s >= IGNORED_S:
+                    ignored(worker)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,16 @@ import apsw
 import pytest
 
 from everlog.drivers.sqlite import connection as module
-from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
+from everlog.drivers.sqlite.connection import (
+    Kind,
+    check_header,
+    check_place,
+    connect,
+    disconnect,
+    is_open_here,
+    look_into,
+    translate,
+)
 from everlog.errors import FileDamaged, FileNewer, FilePlace, FileStrange
 
 KIND = Kind("store", application_id=0x45565354, version=1, tables="CREATE TABLE t (n INTEGER) STRICT;")
@@ -29,7 +40,7 @@ def test_network_and_fuse_file_systems_are_refused(system: str, tmp_path: Path, 
     def file_system(_: Path) -> str:
         return system
 
-    monkeypatch.setattr(module, "_file_system", file_system)
+    monkeypatch.setattr(module, "file_system", file_system)
     with pytest.raises(FilePlace, match=f"is on {system}, where file locks"):
         check_place(tmp_path / "a.db")
 
@@ -39,7 +50,7 @@ def test_local_file_systems_are_accepted(system: str, tmp_path: Path, monkeypatc
     def file_system(_: Path) -> str:
         return system
 
-    monkeypatch.setattr(module, "_file_system", file_system)
+    monkeypatch.setattr(module, "file_system", file_system)
     check_place(tmp_path / "a.db")
 
 
@@ -102,6 +113,10 @@ def _newer(path: Path) -> None:
     made(path, Kind("store", application_id=KIND.application_id, version=2, tables=KIND.tables))
 
 
+def _older(path: Path) -> None:
+    made(path, Kind("store", application_id=KIND.application_id, version=0, tables=KIND.tables))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
@@ -111,6 +126,7 @@ def _newer(path: Path) -> None:
         (_of_somebody_else, FileStrange, "no store of Everlog"),
         (_of_another_kind, FileStrange, "no store of Everlog"),
         (_newer, FileNewer, "of version 2; this Everlog reads 1"),
+        (_older, FileStrange, "of version 0, from before the first release"),
     ],
 )
 def test_what_is_not_ours_is_refused_and_not_touched(
@@ -243,3 +259,62 @@ def test_what_is_no_damage_is_not_translated() -> None:
     assert translate(apsw.FullError("full"), None) is None
     assert isinstance(translate(apsw.CorruptError("malformed"), None), FileDamaged)
     assert isinstance(translate(apsw.NotADBError("no"), None), FileDamaged)
+
+
+# ---- looking ----
+
+
+def test_looking_changes_nothing_whether_a_process_was_killed_or_not(tmp_path: Path) -> None:
+    """A reader of SQLite's own would make side files, or move the WAL into the file when it closes."""
+    path = made(tmp_path / "a.db")
+    assert [found.name for found in tmp_path.iterdir()] == ["a.db"]
+    connection = look_into(path)
+    assert connection.execute("SELECT count(*) FROM t").get == 0
+    disconnect(connection)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.db"]
+    child = "import sys, os; from tests.drivers.sqlite.test_connection import killed; killed(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", child, str(path)], check=True)
+    before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    assert sorted(before) == ["a.db", "a.db-shm", "a.db-wal"]
+    connection = look_into(path)
+    assert connection.execute("SELECT n FROM t").get == 7
+    with pytest.raises(apsw.ReadOnlyError):
+        connection.execute("DELETE FROM t").fetchall()
+    disconnect(connection)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == before
+
+
+def killed(path: str) -> None:
+    """Commit a row and end as if killed."""
+    connection = connect(Path(path), KIND, create=False, writes=True)
+    connection.execute("INSERT INTO t VALUES (7)").fetchall()
+    os._exit(0)
+
+
+def test_whether_this_process_has_a_file_open_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    assert not is_open_here(path)
+    connection = connect(path, KIND, create=True, writes=True)
+    (tmp_path / "b.db").symlink_to(path)
+    assert is_open_here(tmp_path / "b.db")
+    disconnect(connection)
+    assert not is_open_here(path)
+
+
+def test_a_wal_that_grew_behind_a_long_reader_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAL_KEPT_BYTES", 100_000)
+    path = made(tmp_path / "a.db")
+    writer, reader = (connect(path, KIND, create=False, writes=writes) for writes in (True, False))
+    reader.execute("BEGIN; SELECT * FROM t").fetchall()
+    for _ in range(3):
+        writer.execute(
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 10000) INSERT INTO t SELECT n FROM c"
+        )
+    wal = tmp_path / "a.db-wal"
+    assert wal.stat().st_size > 200_000
+    reader.execute("COMMIT").fetchall()
+    writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    writer.execute("INSERT INTO t VALUES (1)").fetchall()
+    assert wal.stat().st_size <= 100_000
+    disconnect(reader)
+    disconnect(writer)

@@ -109,6 +109,28 @@ async def test_a_group_is_closed_at_its_bounds(tmp_path: Path) -> None:
         assert commits[3] > commits[1]  # the second of 3 MB fills a group of 4 MiB
 
 
+async def test_a_job_that_is_alone_has_a_transaction_of_its_own_in_its_place(tmp_path: Path) -> None:
+    made: Numbers = Database(
+        tmp_path / "a.db", KIND, insert, size_of=lambda job: job, wall_us=lambda: 0, is_alone=lambda job: job % 3 == 0
+    )
+    await made.open()
+    held = threading.Event()
+    whole = made._apply
+
+    def apply(group: Group, jobs: Sequence[int]) -> Sequence[int | Exception]:
+        held.wait()
+        return whole(group, jobs)
+
+    made._apply = apply
+    submitted = [made.submit(n) for n in range(1, 13)]
+    held.set()
+    commits = await asyncio.gather(*submitted)
+    assert numbers(made) == list(range(1, 13))
+    assert all(commits.count(commits[n - 1]) == 1 for n in (3, 6, 9, 12))
+    assert commits[4 - 1] == commits[5 - 1] != commits[7 - 1] == commits[8 - 1]
+    await made.aclose()
+
+
 @places
 async def test_a_job_with_an_error_fails_alone(name: str | None, tmp_path: Path) -> None:
     async with opened(at(tmp_path, name)) as made:

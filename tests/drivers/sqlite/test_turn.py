@@ -95,3 +95,22 @@ def test_closing_twice_is_no_mistake(tmp_path: Path) -> None:
 def test_its_file_is_its_owners_alone(tmp_path: Path) -> None:
     Turn(tmp_path / "turn").close()
     assert (tmp_path / "turn").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_asks_is_noticed_by_all_and_the_mark_stays_as_it_is(tmp_path: Path) -> None:
+    one, two = Turn(tmp_path / "turn"), Turn(tmp_path / "turn")
+    assert (one.asked(), two.asked()) == (0, 0)
+    seen = {two.asked()}
+    for _ in range(255):
+        one.take()
+        one.ask()
+        one.give(in_order=True)
+        seen.add(two.asked())
+    assert seen == set(range(256))
+    one.take()
+    one.ask()
+    one.give(in_order=False)
+    assert two.asked() == 0
+    assert not two.take()
+    for turn in (one, two):
+        turn.close()

@@ -1,4 +1,4 @@
-"""History: first, head, positions by time, what waits, what was trimmed, and the log's own time."""
+"""History: first, head, positions by time, what waits, and the log's own time."""
 # ruff: noqa: D103 - the name of a case is its sentence
 
 from __future__ import annotations
@@ -15,19 +15,15 @@ from everlog.conformance.log.harness import (
     TOPIC,
     LogUnderTest,
     everything,
-    next_of,
-    numbered,
     numbers_of,
     opened,
     read_to_head,
     record,
     records,
-    sender,
 )
-from everlog.log import Log, Status
-from everlog.position import Offset, Position, TopicPartition
+from everlog.log import Log
+from everlog.position import Offset, Position
 
-_ZERO: Final = TopicPartition(TOPIC, 0)
 _MOMENT: Final = timedelta(microseconds=1)
 
 
@@ -170,55 +166,3 @@ async def the_backlog_tells_when_the_oldest_was_stored(harness: LogUnderTest) ->
         behind = {partition: Offset(-1) for partition in range(4)}
         same((await log.backlog(TOPIC, behind)).oldest_us, times[0], "of everything")
         same((await log.backlog(TOPIC, {0: Offset(-1), 1: Offset(-1)})).oldest_us, times[2], "of two partitions")
-
-
-@case(needs="retention")
-async def what_is_trimmed_is_gone_and_the_rest_stays(harness: LogUnderTest) -> None:
-    async with opened(harness) as log:
-        await log.append(TOPIC, records(0, 5))
-        middle = await log.head(TOPIC)
-        await log.append(TOPIC, [*records(5, 10), *records(10, 12, partition=1)])
-        head = await log.head(TOPIC)
-        await log.trim(TOPIC, middle)
-        same(await _records_behind(log, Position(log.identity, everything())), list(range(5, 12)), "the records left")
-        same((await log.first(TOPIC)).offsets, middle.offsets, "the first position")
-        same(await log.head(TOPIC), head, "the head")
-        same((await log.backlog(TOPIC, {0: Offset(-1)})).count, 5, "the backlog")
-        await log.trim(TOPIC, middle)
-        same((await log.first(TOPIC)).offsets, middle.offsets, "the first position after trimming again")
-
-
-@case(needs="retention")
-async def trimming_never_takes_a_record_behind_the_position(harness: LogUnderTest) -> None:
-    async with opened(harness) as log:
-        offsets = (await log.append(TOPIC, records(0, 10))).offsets
-        await log.append(TOPIC, records(10, 15))
-        await log.trim(TOPIC, Position(log.identity, {_ZERO: offsets[6] or Offset(-1)}))
-        left = await _records_behind(log, await log.first(TOPIC))
-        same(left[-8:], list(range(7, 15)), "the records behind the position")
-
-
-@case(needs="retention")
-async def offsets_and_numbers_go_on_after_everything_was_trimmed(harness: LogUnderTest) -> None:
-    async with opened(harness) as log:
-        await numbered(log, 0, 3)
-        head = await log.head(TOPIC)
-        await log.trim(TOPIC, head)
-        same(await log.first(TOPIC), head, "the first position")
-        same(await log.head(TOPIC), head, "the head")
-        same(list((await numbered(log, 0, 3)).statuses), [Status.DUPLICATE] * 3, "what was sent before")
-        (offset,) = (await log.append(TOPIC, [record(3)], producer=sender("p", 3))).offsets
-        holds(offset is not None and offset > head.offsets[_ZERO], "offsets never come again")
-        same(await _records_behind(log, await log.first(TOPIC)), [3], "the records")
-
-
-@case(needs="retention")
-async def a_reader_behind_which_was_trimmed_goes_on(harness: LogUnderTest) -> None:
-    async with opened(harness) as log:
-        await log.append(TOPIC, records(0, 3))
-        reader = log.reader(everything())
-        same(numbers_of(list((await next_of(reader)).records())), [0, 1, 2], "before")
-        await log.append(TOPIC, records(3, 5))
-        await log.trim(TOPIC, await log.head(TOPIC))
-        await log.append(TOPIC, records(5, 7))
-        same(numbers_of(list((await next_of(reader)).records())), [5, 6], "after what it had not read was trimmed")

@@ -22,7 +22,7 @@ from everlog.conformance.log.harness import (
     sender,
 )
 from everlog.errors import Closed, SequenceReused
-from everlog.log import Appended, Log, Status
+from everlog.log import Appended, Log, Status, TopicSpec
 from everlog.position import TopicPartition
 
 
@@ -87,15 +87,34 @@ async def what_was_trimmed_stays_gone_after_reopening(harness: LogUnderTest) -> 
     async with opened(harness) as log:
         if not log.features.retention:
             return
-        await log.append(TOPIC, records(0, 3))
-        head = await log.head(TOPIC)
+        await numbered(log, 0, 3)
+        head, gone_us = await log.head(TOPIC), harness.clock.wall_us()
         await log.trim(TOPIC, head)
+    harness.clock.advance(60)
     async with opened(harness) as log:
         same(await log.first(TOPIC), head, "the first position")
+        same(dict(await log.gone_through(TOPIC)), {0: gone_us}, "through when it is gone")
+        same(list(await log.verify()), [], "the findings")
         same(await log.head(TOPIC), head, "the head")
-        (offset,) = (await log.append(TOPIC, [record(3)])).offsets
+        same(list((await numbered(log, 0, 3)).statuses), [Status.DUPLICATE] * 3, "what was sent before")
+        (offset,) = (await log.append(TOPIC, [record(3)], producer=sender("p", 3))).offsets
         holds(offset is not None and offset > head.offsets[TopicPartition(TOPIC, 0)], "offsets never come again")
-        same(numbers_of(await read_to_head(log, everything())), [3], "the records")
+        same(numbers_of(await read_to_head(log, head.offsets)), [3], "the records")
+
+
+@case(needs="durability")
+async def the_newest_records_of_keys_are_known_after_reopening(harness: LogUnderTest) -> None:
+    spec = TopicSpec("conformance.newest", key="id", partitions=1, keep_s=60.0, keep_newest=True)
+    async with opened(harness) as log:
+        if not log.features.retention:
+            return
+        await log.ensure_topic(spec)
+        for number in range(14):  # of 7 keys
+            await log.append(spec.name, [record(number)])
+        harness.clock.advance(3600)
+    async with opened(harness) as log:
+        same(await log.retain(), 7, "the number of records deleted")
+        same(numbers_of(await read_to_head(log, everything(spec.name, 1))), list(range(7, 14)), "the records")
 
 
 @case(needs="durability")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 
-from everlog.conformance.cases import case, same, soon
+from everlog.conformance.cases import case, raises, same, soon
 from everlog.conformance.log.harness import (
     TOPIC,
     LogUnderTest,
@@ -18,7 +18,9 @@ from everlog.conformance.log.harness import (
     record,
     records,
 )
+from everlog.errors import RecordsGone
 from everlog.log import Status, TopicSpec
+from everlog.position import BEGINNING, TopicPartition
 
 
 @case(needs="shared")
@@ -68,3 +70,34 @@ async def two_handles_that_append_at_once_leave_neither_gap_nor_double(harness: 
         for start in (0, 50):
             mine = [number for number in numbers_of(found) if number % 100 // 50 == start // 50]
             same(mine, [start + 100 * step + n for step in range(30) for n in range(5)], f"the order of the handle from {start}")
+
+
+@case(needs="shared")
+async def what_one_handle_deletes_is_gone_for_the_other(harness: LogUnderTest) -> None:
+    async with opened(harness) as one, opened(harness) as two:
+        if not one.features.retention:
+            return
+        await two.append(TOPIC, records(0, 3))
+        reader = two.reader({TopicPartition(TOPIC, 0): BEGINNING})
+        await one.trim(TOPIC, await one.head(TOPIC))
+        same(await two.first(TOPIC), await one.head(TOPIC), "the first position")
+        with raises(RecordsGone, TOPIC):
+            await next_of(reader)
+        offsets = (await two.append(TOPIC, records(3, 5))).offsets
+        same(numbers_of(await read_to_head(one, (await one.first(TOPIC)).offsets)), [3, 4], "the records")
+        same(len({*offsets, *(await one.append(TOPIC, records(5, 7))).offsets}), 4, "the number of distinct offsets")
+
+
+@case(needs="shared")
+async def limits_that_one_handle_sets_are_those_of_the_other(harness: LogUnderTest) -> None:
+    async with opened(harness) as one, opened(harness) as two:
+        if not one.features.retention:
+            return
+        await two.append(TOPIC, records(0, 3))
+        await one.set_retention(TOPIC, keep_s=60.0, keep_bytes=None)
+        harness.clock.advance(61)
+        same(await two.retain(), 3, "the number of records deleted under the limit of the other")
+        await two.append(TOPIC, records(3, 5))
+        await one.set_retention(TOPIC, keep_s=None, keep_bytes=None)
+        harness.clock.advance(61)
+        same(await two.retain(), 0, "the number of records deleted without a limit")

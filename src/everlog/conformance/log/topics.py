@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Final
 
@@ -64,7 +65,7 @@ async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: Lo
     others: dict[str, object] = {"key": "other", "partitions": 5, "hash": "crc32"}
     async with opened(harness) as log:
         if log.features.retention:
-            others |= {"keep_s": 60.0, "keep_bytes": 1 << 41}
+            others |= {"keep_s": 60.0, "keep_bytes": 1 << 41, "keep_newest": True}
         if log.features.conditional_append:
             others["streams"] = True
         await log.ensure_topic(_FULL)
@@ -79,16 +80,54 @@ async def another_setting_is_refused_by_its_name_and_changes_nothing(harness: Lo
 @case(needs="retention")
 async def the_limits_of_retention_are_kept_as_declared(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
-        limited = msgspec.structs.replace(_FULL, keep_s=86_400.0, keep_bytes=1 << 40)
+        limited = msgspec.structs.replace(_FULL, keep_s=86_400.0, keep_bytes=1 << 40, keep_newest=True)
         await log.ensure_topic(limited)
         same(await _spec(log, _FULL.name), limited, "the topic")
+
+
+@case(needs="retention")
+async def limits_are_changed_by_set_retention_and_by_nothing_else(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        for keep_s, keep_bytes in ((60.0, None), (None, 1 << 20), (60.0, 1 << 20), (None, None)):
+            await log.set_retention(_FULL.name, keep_s=keep_s, keep_bytes=keep_bytes)
+            changed = msgspec.structs.replace(_FULL, keep_s=keep_s, keep_bytes=keep_bytes)
+            same(await _spec(log, _FULL.name), changed, "the topic")
+            await log.ensure_topic(changed)
+            with raises(TopicMismatch, "everlog topics set"):
+                await log.ensure_topic(msgspec.structs.replace(_FULL, keep_s=1.0))
+
+
+@case(needs="retention")
+async def a_limit_that_keeps_nothing_is_refused_and_changes_nothing(harness: LogUnderTest) -> None:
+    async with opened(harness) as log:
+        await log.ensure_topic(_FULL)
+        limits: list[tuple[float | None, int | None]] = [
+            (0.0, None),
+            (-1.0, None),
+            (math.inf, None),
+            (math.nan, None),
+            (None, 0),
+            (None, -1),
+        ]
+        for keep_s, keep_bytes in limits:
+            with raises(ValueError, "above 0"):
+                await log.set_retention(_FULL.name, keep_s=keep_s, keep_bytes=keep_bytes)
+            with raises(ValueError, "above 0"):
+                await log.ensure_topic(TopicSpec("conformance.nothing", key="id", keep_s=keep_s, keep_bytes=keep_bytes))
+        same(await _spec(log, _FULL.name), _FULL, "the topic")
+        same([spec.name for spec in await log.topics() if spec.name == "conformance.nothing"], [], "topics made by asking")
 
 
 @case()
 async def what_the_log_cannot_honour_is_refused_and_makes_no_topic(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
-        wanted = {"retention": {"keep_s": 60.0}, "conditional_append": {"streams": True}}
-        for feature, settings in wanted.items():
+        wanted = [
+            ("retention", {"keep_s": 60.0}),
+            ("retention", {"keep_newest": True}),
+            ("conditional_append", {"streams": True}),
+        ]
+        for feature, settings in wanted:
             if not getattr(log.features, feature):
                 # Any: as above
                 asking: TopicSpec = msgspec.structs.replace(_FULL, **settings)  # type: ignore[arg-type]
@@ -128,4 +167,9 @@ async def a_topic_that_does_not_exist_is_refused_by_name(harness: LogUnderTest) 
             await log.first(missing)
         with raises(TopicMissing, missing):
             await log.position_at(missing, datetime(2026, 1, 1, tzinfo=UTC))
+        if log.features.retention:
+            with raises(TopicMissing, missing):
+                await log.gone_through(missing)
+            with raises(TopicMissing, missing):
+                await log.set_retention(missing, keep_s=60.0, keep_bytes=None)
         same([spec.name for spec in await log.topics() if spec.name == missing], [], "topics made by asking")

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from everlog.conformance.cases import Case, cases_of
-from everlog.conformance.store import changing, holding, lasting, naming, owning, progressing, sending
+from everlog.conformance.store import (
+    attempting,
+    changing,
+    copying,
+    holding,
+    lasting,
+    naming,
+    owning,
+    passing,
+    progressing,
+    sending,
+    stating,
+)
 from everlog.conformance.store.harness import StoreUnderTest
 
 __all__ = ["StoreUnderTest", "cases"]
@@ -13,5 +25,5 @@ __all__ = ["StoreUnderTest", "cases"]
 
 def cases() -> Sequence[Case[StoreUnderTest]]:
     """Return every case. Run those that `Case.applies_to(store.features)`, each with a fresh `StoreUnderTest`."""
-    modules = (naming, owning, changing, progressing, holding, sending, lasting)
+    modules = (naming, owning, attempting, changing, progressing, holding, passing, sending, stating, lasting, copying)
     return [case for module in modules for case in cases_of(module)]

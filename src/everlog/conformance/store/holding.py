@@ -166,13 +166,34 @@ async def parked_lists_every_held_key_by_its_first_record(harness: StoreUnderTes
 
 
 @case()
+async def parked_keys_are_found_by_key_by_type_and_by_error(harness: StoreUnderTest) -> None:
+    async with at_work(harness, SLOT, NEXT_SLOT) as worker:
+        other = msgspec.structs.replace(stored(3, "b"), type="shop.other/1")
+        await _hold(worker, failed(1, "a"), behind(2, "a"), Hold("b", other, Cause.FAILED, 1, "KeyError: 'x' + 100%", "", None))
+        await _hold(worker, failed(4, "a"), slot=NEXT_SLOT)
+        store, kind = worker.store, stored(1, "a").type
+        same([one.first.record.offset for one in await store.parked(key="a")], [1, 4], "the queues of a key")
+        same([one.key for one in await store.parked(type="shop.other/1")], ["b"], "the keys of a type")
+        same([one.key for one in await store.parked(STOCK, error="'x' + 100%")], ["b"], "the keys with an error")
+        same([one.key for one in await store.parked(error="X")], [], "an error is found as it is written")
+        same([one.first.record.offset for one in await store.parked(STOCK, key="a", type=kind, limit=1)], [1], "a page")
+        same(list(await store.parked(key="b", type=kind)), [], "a key that is of another type")
+        same(list(await store.parked(MAIL, key="a")), [], "the key in another subscription")
+
+
+@case()
 async def the_status_counts_blocked_and_parked_keys_and_held_records(harness: StoreUnderTest) -> None:
     async with at_work(harness, SLOT, Slot(MAIL, 0)) as worker:
         await _hold(worker, failed(1, "a"), behind(2, "a"), failed(3, "b", next_attempt_us=7), failed(4, "c"))
         found = await _status(worker)
         same((found.blocked_keys, found.parked_keys, found.held_records), (1, 2, 4), "blocked, parked, held")
+        same(found.held_bytes >= sum(len(stored(offset).data) for offset in (1, 2, 3, 4)), True, "the bytes of what is held")
         other = await _status(worker, MAIL)
-        same((other.blocked_keys, other.parked_keys, other.held_records), (0, 0, 0), "those of another subscription")
+        same(
+            (other.blocked_keys, other.parked_keys, other.held_records, other.held_bytes),
+            (0, 0, 0, 0),
+            "those of another subscription",
+        )
 
 
 @case()
@@ -196,6 +217,19 @@ async def a_request_names_a_key_that_is_blocked_as_well(harness: StoreUnderTest)
     async with at_work(harness, SLOT) as worker:
         await _hold(worker, failed(1, next_attempt_us=9))
         same(await worker.store.request(STOCK, "k", "skip"), 1, "the number of keys")
+
+
+@case()
+async def a_request_is_for_what_was_looked_at_and_for_nothing_that_came_since(harness: StoreUnderTest) -> None:
+    async with at_work(harness, SLOT) as worker:
+        await _hold(worker, failed(1, "a"), behind(2, "a"), failed(3, "b"))
+        seen = [one.first.id for one in await worker.store.parked(STOCK)]
+        await _hold(worker, failed(4, "c"))
+        await worker.committed(worker.unit(releases=seen[:1]))
+        same(await worker.store.request(STOCK, None, "skip", among=seen), 1, "the number of keys")
+        same(await worker.store.request(STOCK, "a", "skip", among=seen), 0, "the number of keys whose first record is another")
+        same(await worker.store.request(STOCK, None, "skip", among=[]), 0, "the number of keys among none")
+        same([one.key for one in await worker.store.requests([SLOT])], ["b"], "the requests")
 
 
 @case()

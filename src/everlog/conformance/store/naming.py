@@ -106,6 +106,28 @@ async def grown_types_on_a_topic_with_progress_are_reported_until_they_are_accep
 
 
 @case()
+async def a_new_version_of_a_type_that_is_handled_is_no_growth(harness: StoreUnderTest) -> None:
+    async with opened(harness) as store:
+        await store.begin(STOCK, [progress(5)])
+        for types in (["conformance.placed/1", "conformance.placed/2"], ["conformance.placed/2"], ["conformance.placed/1"]):
+            same(await store.register(_handling(*types), log=LOG), _NOTHING_NEW, f"what is new with {types}")
+        found = await store.register(_handling("conformance.placed/1", "conformance.placed.late/1"), log=LOG)
+        same({k: list(v) for k, v in found.grown.items()}, {STOCK: ["conformance.placed.late/1"]}, "what has grown")
+
+
+@case()
+async def of_several_new_types_those_that_are_accepted_are_remembered(harness: StoreUnderTest) -> None:
+    grown = _handling("conformance.placed/1", "conformance.cancelled/1", "conformance.paid/1")
+    both = {STOCK: {"conformance.cancelled/1", "conformance.paid/1"}}
+    async with opened(harness) as store:
+        await store.begin(STOCK, [progress(5)])
+        found = await store.register(grown, log=LOG, accept=frozenset({"conformance.paid/1"}))
+        same({k: set(v) for k, v in found.grown.items()}, both, "the report of the start that accepts one")
+        found = await store.register(grown, log=LOG)
+        same({k: set(v) for k, v in found.grown.items()}, {STOCK: {"conformance.cancelled/1"}}, "the next report")
+
+
+@case()
 async def a_new_type_on_a_topic_without_progress_is_no_growth(harness: StoreUnderTest) -> None:
     async with opened(harness) as store:
         await store.begin(STOCK, [progress(5)])

@@ -115,6 +115,74 @@ async def two_members_are_both_in_the_survey(harness: StoreUnderTest) -> None:
             same(await worker.store.survey(STOCK), Survey(members, dict(enumerate(members))), "the survey")
 
 
+@case()
+async def a_member_is_in_the_survey_of_what_it_handles_alone(harness: StoreUnderTest) -> None:
+    async with opened(harness) as store:
+        me = (await store.join({STOCK: ["conformance.placed/1"]}, alive_s=60)).member
+        same([list((await store.survey(name)).members) for name in (STOCK, MAIL)], [[me], []], "the members")
+
+
+@case(needs="shared")
+async def members_whose_types_another_one_exceeds_are_not_in_the_survey_while_it_lives(harness: StoreUnderTest) -> None:
+    async with opened(harness) as old, opened(harness) as new:
+        first = await old.join({STOCK: ["a/1"], MAIL: ["a/1"]}, alive_s=3_600)
+        same(await _members(old), [first.member], "the members while it is alone")
+        second = await new.join({STOCK: ["a/1", "a/2"], MAIL: ["a/1"]}, alive_s=_BRIEFLY_S)
+        for store in (old, new):
+            same(await _members(store), [second.member], "the members when newer code is there")
+            same(await _members(store, MAIL), [first.member, second.member], "those of what both handle")
+        fall_silent(harness)
+        same(await _members(old), [first.member], "the members when the newer one is gone")
+
+
+@case(needs="shared")
+async def of_members_that_each_lack_something_those_that_agree_with_the_newest_are_in_the_survey(harness: StoreUnderTest) -> None:
+    async with opened(harness) as one, opened(harness) as two, opened(harness) as three, opened(harness) as four:
+        numbers = [
+            (await store.join({STOCK: types}, alive_s=3_600)).member
+            for store, types in ((one, ["a/1", "b/1"]), (two, ["a/1", "c/1"]), (three, ["a/1"]), (four, ["c/1", "a/1"]))
+        ]
+        same(await _members(one), [numbers[1], numbers[3]], "the members")
+        await four.leave()
+        same(await _members(one), [numbers[1]], "the members when the newest has left")
+        await two.leave()
+        same(await _members(three), [numbers[0]], "the members when the others have left")
+
+
+async def _members(store: Store, subscription: str = STOCK) -> list[int]:
+    return list((await store.survey(subscription)).members)
+
+
+@case()
+async def a_pause_is_in_the_status_until_it_ends(harness: StoreUnderTest) -> None:
+    async with at_work(harness) as worker:
+        store = worker.store
+        same(await _paused(store), {STOCK: [], MAIL: []}, "the pauses before the first one")
+        await store.pause(STOCK, "ConnectionError: no")
+        await store.pause(MAIL, "TimeoutError")
+        await store.pause(STOCK, "ConnectionError: still")
+        same(await _paused(store), {STOCK: ["ConnectionError: still"], MAIL: ["TimeoutError"]}, "the pauses")
+        await store.pause(STOCK, None)
+        same(await _paused(store), {STOCK: [], MAIL: ["TimeoutError"]}, "the pauses when one has ended")
+        await store.leave()
+        same(await _paused(store), {STOCK: [], MAIL: []}, "the pauses of a member that has left")
+
+
+@case(needs="shared")
+async def each_live_member_pauses_for_itself(harness: StoreUnderTest) -> None:
+    async with at_work(harness, alive_s=_BRIEFLY_S) as one, at_work(harness) as two:
+        await one.store.pause(STOCK, "one")
+        await two.store.pause(STOCK, "two")
+        same(await _paused(two.store), {STOCK: ["one", "two"], MAIL: []}, "the pauses")
+        fall_silent(harness)
+        await two.store.pause(MAIL, "two")
+        same(await _paused(two.store), {STOCK: ["two"], MAIL: ["two"]}, "the pauses when one is gone")
+
+
+async def _paused(store: Store) -> dict[str, list[str]]:
+    return {one.name: list(one.paused) for one in (await store.status()).subscriptions}
+
+
 @case(needs="shared")
 async def a_live_owner_keeps_its_slot(harness: StoreUnderTest) -> None:
     async with at_work(harness, SLOT) as one, at_work(harness) as two:

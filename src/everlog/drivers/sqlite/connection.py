@@ -20,6 +20,8 @@ from everlog.errors import EverlogError, FileDamaged, FileNewer, FilePlace, File
 _HEADER: Final = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_MS: Final = 10_000
 _PAGE_BYTES: Final = 4_096
+_WAL_KEPT_BYTES: Final = 64 << 20
+"""The WAL grows beyond this only while a long reader, such as a backup, holds it, and then gives the room back."""
 _NETWORK_SYSTEMS: Final = (
     "nfs",
     "cifs",
@@ -66,15 +68,20 @@ def check_place(path: Path) -> None:
         raise FilePlace(
             f"cannot make the folder {path.parent}: {error.strerror}: choose another place with --log-url or --store-url"
         ) from error
-    system = _file_system(path.parent)
-    if any(system.startswith(name) for name in _NETWORK_SYSTEMS):
+    system = file_system(path.parent)
+    if is_network(system):
         raise FilePlace(f"{path.parent} is on {system}, where file locks and syncs are not kept: choose a local disk")
     for found in (path.parent, path):
         if found.exists() and not os.access(found, os.R_OK | os.W_OK):
             raise FilePlace(f"no permission to read and write {found}: run as its owner, or choose another place")
 
 
-def _file_system(folder: Path) -> str:
+def is_network(system: str) -> bool:
+    """Return whether file locks and syncs are not kept on this file system."""
+    return any(system.startswith(name) for name in _NETWORK_SYSTEMS)
+
+
+def file_system(folder: Path) -> str:
     """Return the name of the file system that `folder` is on; empty where the system does not say."""
     mounts = Path("/proc/self/mountinfo")
     if not mounts.exists():
@@ -103,9 +110,8 @@ def check_header(path: Path, kind: Kind) -> bool:
         return True
     if not stat.S_ISREG(info.st_mode):
         raise FileStrange(f"{path} is not a file: expected a {kind.name} of Everlog")
-    with _open_files_lock:
-        if (info.st_dev, info.st_ino) in _open_files.values():
-            return info.st_size == 0
+    if _is_open(info):
+        return info.st_size == 0
     wal = path.with_name(path.name + "-wal")
     if info.st_size == 0:
         if wal.exists() and wal.stat().st_size > 0:
@@ -127,7 +133,25 @@ def check_header(path: Path, kind: Kind) -> bool:
         raise FileNewer(
             f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched"
         )
+    if version < kind.version:
+        raise FileStrange(
+            f"{path} is of version {version}, from before the first release, and this Everlog reads {kind.version}: it was not touched; "
+            f"remove it, or choose another name"
+        )
     return False
+
+
+def is_open_here(path: Path) -> bool:
+    """Return whether this process has the file open: then nothing but SQLite may open it, or what is beside it, and close it again."""
+    try:
+        return _is_open(path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_open(info: os.stat_result) -> bool:
+    with _open_files_lock:
+        return (info.st_dev, info.st_ino) in _open_files.values()
 
 
 def _header(path: Path) -> bytes:
@@ -187,6 +211,7 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
         "trusted_schema": 0,
         "query_only": int(not writes),
         "mmap_size": 0,
+        "journal_size_limit": _WAL_KEPT_BYTES,
     }
     for name, value in wanted.items():
         connection.pragma(name, value)
@@ -197,6 +222,29 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
             )
     if connection.reserve_bytes() != 8 or str(connection.pragma("checksum_verification")) != "1":
         raise FileDamaged(f"{path}: its pages carry no checksums: restore the {kind.name} from a backup")
+    return connection
+
+
+def look_into(path: Path) -> apsw.Connection:
+    """Return a connection that changes nothing: it makes no side file and removes none, and the WAL stays as it is.
+
+    What others commit meanwhile is seen by the next transaction, unless there is no WAL yet when it is opened.
+
+    Raises:
+        apsw.CantOpenError: There is a WAL without its index beside it, as in a folder that was copied: only a writer can take it up.
+    """
+    load_checksums()
+    has_wal = path.with_name(path.name + "-wal").exists()
+    connection = apsw.Connection(
+        f"{path.absolute().as_uri()}?{'readonly_shm=1' if has_wal else 'immutable=1'}",
+        flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+        vfs=_CHECKSUM_VFS,
+    )
+    info = path.stat()
+    with _open_files_lock:
+        _open_files[connection] = (info.st_dev, info.st_ino)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
     return connection
 
 

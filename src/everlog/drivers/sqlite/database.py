@@ -21,11 +21,12 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import apsw
 
+from everlog.drivers.sqlite.backup import Order, back_up
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.drivers.sqlite.turn import Turn
-from everlog.errors import Closed, FileDamaged, FilePlace
+from everlog.errors import Closed, FeatureMissing, FileDamaged, FilePlace
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -196,6 +197,20 @@ class Database(Generic[J, R]):
                 raise damage from error
             raise
 
+    async def back_up(self, target: Path, *, progress: Callable[[int, int], None] | None, check: bool) -> None:
+        """Copy the file, as the ports promise.
+
+        Raises:
+            FeatureMissing: It is in memory.
+            Closed: As `submit`.
+        """
+        self._check_open()
+        if self.path is None:
+            raise FeatureMissing(
+                "a backup", adapter=f"the {self._kind.name} in memory", instead="use a file, for what is to outlive its process"
+            )
+        await back_up(Order(self.path, self._kind, target, check), progress)
+
     async def aclose(self) -> None:
         """Finish the jobs that were queued, and let go of the file. Idempotent."""
         if os.getpid() != self._pid or self._thread is None:
@@ -333,6 +348,8 @@ class Database(Generic[J, R]):
 
     def _sync_all(self) -> None:
         """Bring the whole WAL into the file, synced: before the first acknowledgement after what may not have been synced."""
+        if self._turn is not None:
+            self._turn.ask()  # a backup holds the WAL for as long as it takes
         self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._suspect = False
 

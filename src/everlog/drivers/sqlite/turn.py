@@ -1,8 +1,10 @@
 """The turn: which process may write a SQLite file now.
 
 `flock` on a side file queues writers fairly; SQLite's own busy handler sleeps and retries, and let one of eight processes
-wait for 4.5 s where this waits for 0.18 s. Its first byte is 1 while a process holds the turn: a writer that finds a 1 there
-follows one that was killed in the middle, or whose sync failed.
+wait for 4.5 s where this waits for 0.18 s.
+
+    byte 0   1 while a process holds the turn: a writer that finds a 1 there follows one that was killed in the middle, or whose sync failed
+    byte 1   how often a writer asked those who read one moment for long to let go of it, so that the WAL can be emptied; from 255 back to 0
 """
 
 from __future__ import annotations
@@ -34,6 +36,14 @@ class Turn:
         if in_order:
             os.pwrite(self._fd, b"\x00", 0)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def ask(self) -> None:
+        """Ask whoever reads one moment for long to let go of it. Only by who holds the turn."""
+        os.pwrite(self._fd, bytes([(self.asked() + 1) % 256]), 1)
+
+    def asked(self) -> int:
+        """Return a number that is another one after each `ask`, of any process."""
+        return int.from_bytes(os.pread(self._fd, 1, 1), "big")
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,17 +15,20 @@ import msgspec
 
 from everlog.clock import Clock, to_us
 from everlog.codec import Batch
-from everlog.drivers.sqlite.connection import connect, disconnect
 from everlog.drivers.sqlite.database import Database, NothingStored, OutcomeUnknown
 from everlog.drivers.sqlite.rows import first_of, rows_of
-from everlog.errors import FeatureMissing, LogError, LogReadOnly, StartRefused, TopicMissing
+from everlog.errors import FeatureMissing, LogError, LogReadOnly, PositionRefused, StartRefused, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
+from everlog.logs.sqlite.check import faults
+from everlog.logs.sqlite.jobs import Append, Done, Job, Limiting, is_alone, size_of
+from everlog.logs.sqlite.places import first_offsets, next_offsets, offsets_at, waiting
 from everlog.logs.sqlite.reader import SqliteReader
-from everlog.logs.sqlite.tables import LOG, NEXT_OFFSET
-from everlog.logs.sqlite.writer import Append, Writer
+from everlog.logs.sqlite.retention import Deletion, GiveBack, Mark, Sweep, marks_by_limits, pages_to_spare
+from everlog.logs.sqlite.tables import LOG
+from everlog.logs.sqlite.writer import Writer
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
-from everlog.topics import check_honoured
+from everlog.topics import check_honoured, check_limits
 
 _FEATURES: Final = Features(
     durability="fsync",
@@ -33,8 +37,9 @@ _FEATURES: Final = Features(
     idempotency_keys=False,
     total_order=True,
     log_time=True,
-    retention=False,
+    retention=True,
     shared=True,
+    backup=True,
     max_record_bytes=MAX_DATA_BYTES,
 )
 _specs: Final = msgspec.json.Decoder(TopicSpec)
@@ -48,13 +53,10 @@ class SqliteLog:
         self._clock = clock
         self._ids: dict[str, int] = {}
         self._names: dict[int, str] = {}
+        self._keep_newest: dict[str, bool] = {}
         self._identity = UUID(int=0)
-        self._database: Database[Append | TopicSpec, Appended | None] = Database(
-            path,
-            LOG,
-            Writer().apply,
-            size_of=_size,
-            wall_us=clock.wall_us,
+        self._database: Database[Job, Done] = Database(
+            path, LOG, Writer().apply, size_of=size_of, wall_us=clock.wall_us, is_alone=is_alone
         )
 
     async def open(self) -> None:
@@ -97,7 +99,8 @@ class SqliteLog:
             try:
                 yield connection
             finally:
-                connection.execute("COMMIT")
+                if connection.in_transaction:  # damage has ended it already
+                    connection.execute("COMMIT")
 
     def topic_id(self, connection: apsw.Connection, name: str) -> int | None:
         """Return the number of a topic; ``None`` where there is none."""
@@ -117,9 +120,23 @@ class SqliteLog:
             self._names[number] = known
         return known
 
+    def keeps_newest(self, connection: apsw.Connection, name: str) -> bool:
+        """Tell whether a topic keeps the newest record of each key, so that there are holes in its partitions."""
+        known = self._keep_newest.get(name)
+        if known is None:
+            encoded = first_of(connection, "SELECT spec FROM topic WHERE name = ?", (name,))
+            if encoded is None:
+                return False
+            known = self._keep_newest[name] = _specs.decode(encoded).keep_newest
+        return known
+
     async def ensure_topic(self, topic: TopicSpec) -> None:
         check_honoured(topic, _FEATURES, adapter="the SQLite log")
         await self._written(self._database.submit(topic))
+
+    async def set_retention(self, topic: str, *, keep_s: float | None, keep_bytes: int | None) -> None:
+        check_limits(keep_s, keep_bytes)
+        await self._written(self._database.submit(Limiting(topic, keep_s, keep_bytes)))
 
     async def topics(self) -> Sequence[TopicSpec]:
         with self.reading() as connection:
@@ -149,9 +166,9 @@ class SqliteLog:
             raise self._read_only(error) from error
         return result
 
-    async def _written(self, submitted: Any) -> None:
+    async def _written(self, submitted: Any) -> Any:
         try:
-            await submitted
+            return await submitted
         except (NothingStored, OutcomeUnknown) as error:
             raise self._read_only(error) from error
 
@@ -170,20 +187,20 @@ class SqliteLog:
         return SqliteReader(self, after)
 
     async def first(self, topic: str) -> Position:
-        return self._edge(topic, "first_offset")
+        return self._position(topic, first_offsets)
 
     async def head(self, topic: str) -> Position:
-        return self._edge(topic, "next_offset")
+        return self._position(topic, next_offsets)
 
-    def _edge(self, topic: str, column: str) -> Position:
+    async def position_at(self, topic: str, time: datetime) -> Position:
+        time_us = to_us(time)
+        return self._position(topic, lambda connection, number: offsets_at(connection, number, time_us))
+
+    def _position(self, topic: str, found: Callable[[apsw.Connection, int], Mapping[int, int]]) -> Position:
+        """Return the position before the offset that `found` gives for each partition."""
         with self.reading() as connection:
-            rows = rows_of(
-                connection,
-                f"SELECT part, {NEXT_OFFSET}, first_offset FROM part WHERE topic = ?",
-                (self._existing(connection, topic),),
-            )
-        chosen = {part: next_ if column == "next_offset" else first for part, next_, first in rows}
-        return Position(self._identity, {TopicPartition(topic, part): Offset(edge - 1) for part, edge in chosen.items()})
+            offsets = found(connection, self._existing(connection, topic))
+        return Position(self._identity, {TopicPartition(topic, part): Offset(offset - 1) for part, offset in offsets.items()})
 
     def _existing(self, connection: apsw.Connection, topic: str) -> int:
         number = self.topic_id(connection, topic)
@@ -191,82 +208,73 @@ class SqliteLog:
             raise TopicMissing(topic)
         return number
 
-    async def position_at(self, topic: str, time: datetime) -> Position:
-        time_us = to_us(time)
-        offsets: dict[TopicPartition, Offset] = {}
-        with self.reading() as connection:
-            number = self._existing(connection, topic)
-            parts = rows_of(connection, f"SELECT part, first_offset, {NEXT_OFFSET} FROM part WHERE topic = ?", (number,))
-            for part, first, next_ in parts:
-                low, high = first, next_  # the first record at or after the time lies in low … high
-                while low < high:
-                    middle = (low + high) // 2
-                    ((start, last, logged_at_us),) = rows_of(
-                        connection,
-                        "SELECT first, last, logged_at_us FROM chunk WHERE topic = ? AND part = ? AND last >= ? ORDER BY last LIMIT 1",
-                        (number, part, middle),
-                    )
-                    low, high = (last + 1, high) if logged_at_us < time_us else (low, min(start, middle))
-                offsets[TopicPartition(topic, part)] = Offset(low - 1)
-        return Position(self._identity, offsets)
-
     async def backlog(self, topic: str, after: Mapping[int, Offset]) -> Backlog:
         count, oldest_us = 0, None
         with self.reading() as connection:
             number = self._existing(connection, topic)
             for part, offset in after.items():
-                ((next_, first),) = rows_of(
-                    connection, f"SELECT {NEXT_OFFSET}, first_offset FROM part WHERE topic = ? AND part = ?", (number, part)
-                )
-                waiting = next_ - max(offset + 1, first)
-                if waiting <= 0:
-                    continue
-                count += waiting
-                ((logged_at_us,),) = rows_of(
-                    connection,
-                    "SELECT logged_at_us FROM chunk WHERE topic = ? AND part = ? AND last > ? ORDER BY last LIMIT 1",
-                    (number, part, offset),
-                )
-                oldest_us = logged_at_us if oldest_us is None else min(oldest_us, logged_at_us)
+                records, logged_at_us = waiting(connection, (number, part), offset)
+                count += records
+                if logged_at_us is not None:
+                    oldest_us = logged_at_us if oldest_us is None else min(oldest_us, logged_at_us)
         return Backlog(count, oldest_us)
 
-    async def trim(self, topic: str, before: Position) -> None:  # noqa: ARG002 the port asks for them
-        raise FeatureMissing("retention", adapter="the SQLite log", instead="keep everything for now")
+    async def gone_through(self, topic: str) -> Mapping[int, int]:
+        with self.reading() as connection:
+            query = "SELECT part, gone_through_us FROM part WHERE topic = ? AND gone > 0"
+            return dict(rows_of(connection, query, (self._existing(connection, topic),)))
+
+    async def trim(self, topic: str, before: Position) -> None:
+        if before.log != self._identity:
+            raise PositionRefused(
+                f"the position belongs to log {before.log}, and this log is {self._identity}: nothing was deleted"
+            )
+        with self.reading() as connection:
+            number = self._existing(connection, topic)
+        places = [(where.partition, offset) for where, offset in before.offsets.items() if where.topic == topic]
+        await self._delete([Mark(number, part, None, last_most=offset) for part, offset in places])
+
+    async def retain(self) -> int:
+        with self.reading() as connection:
+            marks = marks_by_limits(connection, self._clock.wall_us())
+        return await self._delete(marks)
+
+    async def _delete(self, marks: Sequence[Mark]) -> int:
+        """Delete what marks allow, and give back pages, a step at a time; return how many records were deleted."""
+        records, sweep = 0, Sweep(marks)
+        while not sweep.is_done:
+            with self.reading() as connection:
+                cuts = sweep.next(connection)
+            if not cuts:
+                await asyncio.sleep(0)
+                continue
+            deleted: int = await self._written(self._database.submit(Deletion(cuts)))
+            records += deleted
+            if not deleted and cuts[0].limits is not None:
+                break  # another process is at it, or the limits were changed
+            await self._give_back(is_last=False)
+        await self._give_back(is_last=True)
+        return records
+
+    async def _give_back(self, *, is_last: bool) -> None:
+        """Take free pages out of the file, a step at a time, as far as that is worth while."""
+        while True:
+            with self.reading() as connection:
+                pages = pages_to_spare(connection, is_last=is_last)
+            if not pages or not await self._written(self._database.submit(GiveBack(pages))):
+                return
 
     async def read_stream(self, topic: str, key: str, *, after: Offset | None) -> Batch:  # noqa: ARG002 the port asks for them
         raise FeatureMissing("reading one stream", adapter="the SQLite log", instead="read the topic and choose the key")
 
     async def verify(self) -> Sequence[str]:
-        connection = connect(self._path, LOG, create=False, writes=False)
-        try:
-            found: list[str] = []
-            for (line,) in rows_of(connection, "PRAGMA integrity_check"):
-                if line != "ok":
-                    found.append(f"{self._path}: {line}")
-            gaps = connection.execute(
-                f"""SELECT topic.name, part.part, first_offset, {NEXT_OFFSET}, coalesce(sum(last - first + 1), 0)
-                   FROM part JOIN topic ON topic.id = part.topic LEFT JOIN chunk ON chunk.topic = part.topic AND chunk.part = part.part
-                   GROUP BY part.topic, part.part"""
-            )
-            ends = first_of(connection, f"SELECT coalesce(sum({NEXT_OFFSET}), 0) FROM part")
-            total = first_of(connection, "SELECT total FROM head")
-            if ends != total:
-                found.append(f"{self._path}: expected {total:,} records since the log was made, found {ends:,}")
-            for name, part, first, next_, held in gaps:
-                if held != next_ - first:
-                    found.append(f"{name}/{part}: expected {next_ - first} records from offset {first} on, found {held}")
-            return found
-        except apsw.Error as error:
-            return [f"{self._path}: {error}"]
-        finally:
-            disconnect(connection)
+        return faults(self._path)
+
+    async def backup(self, target: Path, *, progress: Callable[[int, int], None] | None = None, check: bool = True) -> None:
+        await self._database.back_up(target, progress=progress, check=check)
 
     async def aclose(self) -> None:
         await self._database.aclose()
-
-
-def _size(job: Append | TopicSpec) -> int:
-    return 1_000 if isinstance(job, TopicSpec) else sum([len(record.data) for record in job.records]) + 100 * len(job.records)
 
 
 async def open_log(url: str, *, clock: Clock) -> Log:

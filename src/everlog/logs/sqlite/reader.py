@@ -10,7 +10,8 @@ import apsw
 
 from everlog.codec import Batch, Chunk
 from everlog.drivers.sqlite.rows import first_of, rows_of
-from everlog.errors import Closed, FileError
+from everlog.errors import Closed, FileDamaged, FileError, RecordsGone
+from everlog.logs.sqlite.places import lost_through
 from everlog.position import Offset, TopicPartition
 
 _IDS_PER_LOOK: Final = 64
@@ -44,6 +45,10 @@ class Source(Protocol):
         """Return the name of a topic that has chunks."""
         ...
 
+    def keeps_newest(self, connection: apsw.Connection, name: str) -> bool:
+        """Tell whether a topic keeps the newest record of each key, so that there are holes in its partitions."""
+        ...
+
 
 class SqliteReader:
     """Reads chunks of its partitions in the order in which they were committed.
@@ -55,6 +60,7 @@ class SqliteReader:
         self._log = log
         self._after: dict[TopicPartition, Offset] = {}
         self._live_id: int | None = None  # every chunk up to this id is read; None: look into each partition
+        self._gone: int | None = None  # so many records were deleted from the log when none of ours were lost; None: look
         self._closed = False
         self.assign(after)
 
@@ -62,7 +68,7 @@ class SqliteReader:
         for where, offset in after.items():
             if where not in self._after:
                 self._after[where] = offset
-                self._live_id = None
+                self._live_id = self._gone = None
         self._log.wake()
 
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:
@@ -89,11 +95,13 @@ class SqliteReader:
         chunks: list[Chunk] = []
         records = size = 0
         with self._log.reading() as connection:
+            self._check_gone(connection)
             was_live = self._live_id is not None
             ids = self._ids_live(connection) if was_live else self._ids_behind(connection)
             for id_, where in ids:
                 ((first, body),) = rows_of(connection, "SELECT first, body FROM chunk WHERE id = ?", (id_,))
                 try:
+                    self._check_gap(connection, where, first)
                     chunk = Chunk.from_bytes(body, where, Offset(first), after=self._after[where])
                 except FileError:
                     if chunks:
@@ -108,6 +116,37 @@ class SqliteReader:
                 if records >= max_records or size >= max_bytes:
                     break
         return chunks
+
+    def _check_gone(self, connection: apsw.Connection) -> None:
+        """Check that nothing was deleted before it was read. One look at a number, unless retention has been at work.
+
+        Raises:
+            RecordsGone: It was; names the first partition found.
+        """
+        gone: int = first_of(connection, "SELECT records FROM gone")
+        if gone == self._gone:
+            return
+        for where, after in self._after.items():
+            topic = self._log.topic_id(connection, where.topic)
+            if topic is None or self._log.keeps_newest(connection, where.topic):
+                continue
+            lost = lost_through(connection, topic, where.partition)
+            if after < lost:
+                raise RecordsGone(*where, after=after, first=lost)
+        self._gone = gone
+
+    def _check_gap(self, connection: apsw.Connection, where: TopicPartition, first: int) -> None:
+        """Check that the next chunk of a partition begins where the last one ended.
+
+        Raises:
+            FileDamaged: Records are missing that retention has not deleted.
+        """
+        after = self._after[where]
+        if first > after + 1 and not self._log.keeps_newest(connection, where.topic):
+            raise FileDamaged(
+                f"expected the record behind offset {after} of {where.topic}/{where.partition}, found the one at {first}: records are "
+                f"missing, and retention has not deleted them. Restore the log from a backup"
+            )
 
     def _ids_live(self, connection: apsw.Connection) -> Sequence[tuple[int, TopicPartition]]:
         """Return the next chunks behind the last commit read, of the partitions assigned."""

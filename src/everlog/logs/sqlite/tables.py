@@ -1,11 +1,13 @@
 """The tables of a log file.
 
     topic     id · name · spec                        producer  name · topic · part → numbers seen, hash of its newest batch
-    part      topic · part → next, first, gone        chunk     id (commit number << 20 | place) · topic · part · first · last · logged_at · body
+    part      topic · part → next, first, gone        chunk     id (commit number << 20 | place) · topic · part · first · last · logged_at ·
+    gone      how many records were deleted                     bytes of the partition's bodies up to and with it · body
+                                                      newest    topic · part · key → offset, for topics of `keep_newest`
 
 Only `chunk` knows a chunk's bounds, so that small ones can be merged later. The next offset of a partition is the one behind its last chunk;
 `part.next_offset` stands for it where retention has deleted that chunk, so that it never goes back. An append thus touches as few pages as it can:
-each is 4 KiB to be synced.
+each is 4 KiB to be synced. For the same reason a partition's size is the difference of two chunks' `bytes_through`, and no row of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ PLACE_BITS: Final = 20
 LOG: Final = Kind(
     "log",
     application_id=0x45564C47,  # "EVLG"
-    version=1,
+    version=2,
     tables=HEAD_TABLE
     + """;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -34,14 +36,21 @@ LOG: Final = Kind(
     CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, spec BLOB NOT NULL) STRICT;
     CREATE TABLE part (
         topic INTEGER NOT NULL, part INTEGER NOT NULL,
-        next_offset INTEGER NOT NULL, first_offset INTEGER NOT NULL, gone_through_us INTEGER NOT NULL,
+        next_offset INTEGER NOT NULL, first_offset INTEGER NOT NULL, gone_through_us INTEGER NOT NULL, gone INTEGER NOT NULL,
         PRIMARY KEY (topic, part)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE gone (records INTEGER NOT NULL) STRICT;
+    INSERT INTO gone VALUES (0);
     CREATE TABLE chunk (
         id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, part INTEGER NOT NULL,
-        first INTEGER NOT NULL, last INTEGER NOT NULL, logged_at_us INTEGER NOT NULL, body BLOB NOT NULL
+        first INTEGER NOT NULL, last INTEGER NOT NULL, logged_at_us INTEGER NOT NULL, bytes_through INTEGER NOT NULL, body BLOB NOT NULL
     ) STRICT;
     CREATE UNIQUE INDEX chunk_place ON chunk (topic, part, last);
+    CREATE TABLE newest (
+        topic INTEGER NOT NULL, part INTEGER NOT NULL, key TEXT NOT NULL, "offset" INTEGER NOT NULL,
+        PRIMARY KEY (topic, part, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX newest_place ON newest (topic, part, "offset");
     CREATE TABLE producer (
         name TEXT NOT NULL, topic INTEGER NOT NULL, part INTEGER NOT NULL, highest INTEGER NOT NULL, missing BLOB NOT NULL,
         newest_first INTEGER NOT NULL, newest_count INTEGER NOT NULL, newest_content BLOB NOT NULL,

@@ -1,4 +1,7 @@
-"""What a log's writer thread does: rule each append, put what is queued together into one chunk per partition, of any producers."""
+"""What a log's writer thread does: rule each append, put what is queued together into one chunk per partition, of any producers.
+
+Topics and steps of retention come the same way, so that one thread of a process writes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from everlog.dedupe import Seen
 from everlog.drivers.sqlite.database import Group
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import EverlogError, TopicMissing
-from everlog.log import Appended, ProducerBatch, Status, TopicSpec
+from everlog.log import Appended, Status, TopicSpec
+from everlog.logs.sqlite.jobs import Append, Done, Job, Limiting
+from everlog.logs.sqlite.retention import Deletion, GiveBack, delete, give_back
 from everlog.logs.sqlite.tables import NEXT_OFFSET, PLACE_BITS
 from everlog.position import Offset
 from everlog.record import MAX_DATA_BYTES, NewRecord
@@ -24,17 +29,18 @@ from everlog.topics import merged
 _SESSION_IDLE_US: Final = 7 * 86_400 * 1_000_000
 _SWEEP_EVERY_US: Final = 3_600 * 1_000_000
 _REMEMBERED_PRODUCERS: Final = 50_000
+_END: Final = f"""
+    SELECT {NEXT_OFFSET}, coalesce(
+        (SELECT c.bytes_through FROM chunk AS c WHERE c.topic = part.topic AND c.part = part.part ORDER BY c.last DESC LIMIT 1), 0
+    )
+    FROM part WHERE topic = ? AND part = ?
+"""
+_NEWEST: Final = (
+    'INSERT INTO newest VALUES (?, ?, ?, ?) ON CONFLICT (topic, part, key) DO UPDATE SET "offset" = excluded."offset"'
+)
 _NO_RANGES: Final = msgspec.msgpack.encode([])
 _ranges: Final = msgspec.msgpack.Decoder(list[tuple[int, int]])
 _specs: Final = msgspec.json.Decoder(TopicSpec)
-
-
-class Append(NamedTuple):
-    """One call of `append`."""
-
-    topic: str
-    records: Sequence[NewRecord]
-    producer: ProducerBatch | None
 
 
 class _Topic(NamedTuple):
@@ -45,10 +51,11 @@ class _Topic(NamedTuple):
 class _Tail:
     """A partition's records that the group has added, on their way into chunks."""
 
-    __slots__ = ("base", "records", "runs")
+    __slots__ = ("base", "keeps_newest", "records", "runs")
 
-    def __init__(self, base: int) -> None:
+    def __init__(self, base: int, *, keeps_newest: bool) -> None:
         self.base = base
+        self.keeps_newest = keeps_newest
         self.records: list[NewRecord] = []
         self.runs: list[ProducerRun] = []
 
@@ -58,32 +65,50 @@ class Writer:
 
     def __init__(self) -> None:
         self._topics: dict[str, _Topic] = {}
-        self._next: dict[tuple[int, int], int] = {}
+        self._ends: dict[tuple[int, int], tuple[int, int]] = {}  # of each partition: next offset, bytes of its bodies
         self._numberings: dict[tuple[str, int, int], Numbering] = {}
         self._swept_us = 0
 
-    def apply(self, group: Group, jobs: Sequence[Append | TopicSpec]) -> Sequence[Appended | Exception | None]:
-        """Apply one group: topics at once, records as one chunk per partition at the end."""
+    def apply(self, group: Group, jobs: Sequence[Job]) -> Sequence[Done | Exception]:
+        """Apply one group: topics and steps of retention at once, records as one chunk per partition at the end."""
         connection = group.connection
         if not group.alone or len(self._numberings) > _REMEMBERED_PRODUCERS:
             self._topics.clear()
-            self._next.clear()
+            self._ends.clear()
             self._numberings.clear()
         tails: dict[tuple[int, int], _Tail] = {}
         touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
-        results: list[Appended | Exception | None] = []
+        results: list[Done | Exception] = []
         for job in jobs:
             try:
-                if isinstance(job, TopicSpec):
-                    self._ensure(connection, job)
-                    results.append(None)
-                else:
+                if isinstance(job, Append):
                     results.append(self._append(connection, job, tails, touched))
+                else:
+                    results.append(self._other(connection, job))
             except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
                 results.append(refusal)
         self._write_chunks(group, tails)
         self._write_producers(group, touched)
         return results
+
+    def _other(self, connection: apsw.Connection, job: TopicSpec | Limiting | Deletion | GiveBack) -> int | None:
+        if isinstance(job, Deletion):
+            cuts = [cut for cut in job.cuts if cut.limits in (None, self._limits(connection, cut.topic))]
+            return sum([delete(connection, cut) for cut in cuts])
+        if isinstance(job, GiveBack):
+            return give_back(connection, job.pages)
+        if isinstance(job, Limiting):
+            self._limit(connection, job)
+        else:
+            self._ensure(connection, job)
+        return None
+
+    def _limits(self, connection: apsw.Connection, number: int) -> tuple[float | None, int | None]:
+        """Return what a topic says now."""
+        ((name,),) = rows_of(connection, "SELECT name FROM topic WHERE id = ?", (number,))
+        topic = self._topic(connection, name)
+        assert topic is not None
+        return topic.spec.keep_s, topic.spec.keep_bytes
 
     def _topic(self, connection: apsw.Connection, name: str) -> _Topic | None:
         topic = self._topics.get(name)
@@ -100,12 +125,20 @@ class Writer:
             connection.execute("INSERT INTO topic (name, spec) VALUES (?, ?)", (declared.name, msgspec.json.encode(declared)))
             number = connection.last_insert_rowid()
             parts = [(number, part) for part in range(declared.partitions)]
-            connection.executemany("INSERT INTO part VALUES (?, ?, 0, 0, 0)", parts)
+            connection.executemany("INSERT INTO part VALUES (?, ?, 0, 0, 0, 0)", parts)
             return
-        spec = merged(topic.spec, declared)
+        self._put(connection, topic, merged(topic.spec, declared))
+
+    def _limit(self, connection: apsw.Connection, job: Limiting) -> None:
+        topic = self._topic(connection, job.topic)
+        if topic is None:
+            raise TopicMissing(job.topic)
+        self._put(connection, topic, msgspec.structs.replace(topic.spec, keep_s=job.keep_s, keep_bytes=job.keep_bytes))
+
+    def _put(self, connection: apsw.Connection, topic: _Topic, spec: TopicSpec) -> None:
         if spec is not topic.spec:
             connection.execute("UPDATE topic SET spec = ? WHERE id = ?", (msgspec.json.encode(spec), topic.id))
-            self._topics[declared.name] = _Topic(topic.id, spec)
+            self._topics[spec.name] = _Topic(topic.id, spec)
 
     def _append(
         self,
@@ -143,7 +176,8 @@ class Writer:
             place = (topic.id, part.partition)
             tail = tails.get(place)
             if tail is None:
-                tail = tails[place] = _Tail(self._next_offset(connection, place))
+                next_offset, _ = self._end(connection, place)
+                tail = tails[place] = _Tail(next_offset, keeps_newest=topic.spec.keep_newest)
             offset = tail.base + len(tail.records)
             tail.runs.extend(runs_of(part, ruling.store, name))
             if is_whole:
@@ -175,23 +209,28 @@ class Writer:
             self._numberings[name, topic, part] = known
         return known
 
-    def _next_offset(self, connection: apsw.Connection, place: tuple[int, int]) -> int:
-        known = self._next.get(place)
+    def _end(self, connection: apsw.Connection, place: tuple[int, int]) -> tuple[int, int]:
+        known = self._ends.get(place)
         if known is None:
-            ((known,),) = rows_of(connection, f"SELECT {NEXT_OFFSET} FROM part WHERE topic = ? AND part = ?", place)
-            self._next[place] = known
+            ((next_offset, size),) = rows_of(connection, _END, place)
+            known = self._ends[place] = (next_offset, size)
         return known
 
     def _write_chunks(self, group: Group, tails: Mapping[tuple[int, int], _Tail]) -> None:
         rows: list[tuple[Any, ...]] = []
-        for (topic, part), tail in tails.items():
+        for place, tail in tails.items():
+            _, through = self._ends[place]
             for start, stop, records, runs in _pieces(tail):
                 body = encode_chunk(records, runs, group.at_us)
+                through += len(body)
                 first, last = tail.base + start, tail.base + stop - 1
-                rows.append((group.number << PLACE_BITS | len(rows), topic, part, first, last, group.at_us, body))
-            self._next[topic, part] = tail.base + len(tail.records)
+                rows.append((group.number << PLACE_BITS | len(rows), *place, first, last, group.at_us, through, body))
+            self._ends[place] = (tail.base + len(tail.records), through)
+            if tail.keeps_newest:
+                newest = {record.key: offset for offset, record in enumerate(tail.records, tail.base) if record.key is not None}
+                group.connection.executemany(_NEWEST, [(*place, key, offset) for key, offset in newest.items()])
         if rows:
-            group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             stored = sum([len(tail.records) for tail in tails.values()])
             group.connection.execute(
                 "UPDATE head SET total = total + ?", (stored,)

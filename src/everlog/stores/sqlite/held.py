@@ -46,27 +46,39 @@ def keys(connection: apsw.Connection, slot: Slot, after: str | None, limit: int)
     ]
 
 
-def first_of_each(connection: apsw.Connection, subscription: str | None, after: int, limit: int) -> Sequence[ParkedKey]:
+def first_of_each(
+    connection: apsw.Connection,
+    subscription: str | None,
+    after: int,
+    limit: int,
+    *,
+    key: str | None,
+    type_name: str | None,
+    error: str | None,
+) -> Sequence[ParkedKey]:
     """Return the keys that have a queue, by the id of its first row, from the one behind `after`."""
     rows = rows_of(
         connection,
         f"SELECT {_COLUMNS}, "
         "(SELECT count(*) FROM held AS c WHERE c.subscription = h.subscription AND c.slot = h.slot AND c.key = h.key) "
-        f"FROM held AS h WHERE id > ?1 AND (?2 IS NULL OR subscription = ?2) AND {_FIRST_OF_ITS_KEY} ORDER BY id LIMIT ?3",
-        (after, subscription, limit),
+        "FROM held AS h WHERE id > ?1 AND (?2 IS NULL OR subscription = ?2) AND (?4 IS NULL OR key = ?4) "
+        f"AND (?5 IS NULL OR type = ?5) AND (?6 IS NULL OR instr(error, ?6) > 0) AND {_FIRST_OF_ITS_KEY} ORDER BY id LIMIT ?3",
+        (after, subscription, limit, key, type_name, error),
     )
     return [ParkedKey(row[1], row[3], row[-1], _held(row[:-1])) for row in rows]
 
 
-def counts(connection: apsw.Connection, subscription: str) -> tuple[int, int, int]:
-    """Return how many keys are blocked, how many are parked, and how many records are held."""
+def counts(connection: apsw.Connection, subscription: str) -> tuple[int, int, int, int]:
+    """Return how many keys are blocked, how many are parked, how many records are held, and their bytes."""
     parked, firsts = rows_of(
         connection,
         f"SELECT coalesce(sum({PARKED}), 0), count(*) FROM held AS h WHERE subscription = ? AND {_FIRST_OF_ITS_KEY}",
         (subscription,),
     )[0]
-    records: int | None = first_of(connection, "SELECT records FROM holding WHERE subscription = ?", (subscription,))
-    return firsts - parked, parked, records or 0
+    records, size = next(
+        iter(rows_of(connection, "SELECT records, bytes FROM holding WHERE subscription = ?", (subscription,))), (0, 0)
+    )
+    return firsts - parked, parked, records, size
 
 
 def request(
@@ -77,14 +89,16 @@ def request(
     *,
     type_name: str | None,
     error: str | None,
+    among: Sequence[int] | None,
 ) -> int:
     """File what is asked for; what is asked for already is not filed twice. Returns for how many keys."""
     which = "h.key = ?2" if key is not None else f"?2 IS NULL AND {PARKED}"
     found = rows_of(
         connection,
         f"SELECT slot, key, id FROM held AS h WHERE subscription = ?1 AND {which} AND (?3 IS NULL OR type = ?3) "
-        f"AND (?4 IS NULL OR instr(error, ?4) > 0) AND {_FIRST_OF_ITS_KEY} ORDER BY id",
-        (subscription, key, type_name, error),
+        f"AND (?4 IS NULL OR instr(error, ?4) > 0) AND (?5 IS NULL OR id IN (SELECT value FROM json_each(?5))) "
+        f"AND {_FIRST_OF_ITS_KEY} ORDER BY id",
+        (subscription, key, type_name, error, None if among is None else msgspec.json.encode(among).decode()),
     )
     connection.executemany(
         "INSERT INTO request (subscription, slot, key, action, held_id) VALUES (?, ?, ?, ?, ?) "

@@ -69,6 +69,8 @@ class Job(NamedTuple):
 
     run: Callable[[apsw.Connection], object]
     size: int
+    is_alone: bool = False
+    """It has a transaction of its own: a section, which may take others' down with it."""
 
 
 async def open_store(url: str, *, clock: Clock, lease_s: float = 5.0) -> Store:
@@ -97,7 +99,14 @@ class SqliteStore:
         if path is not None:
             path = path.resolve()  # all names of one file find the same turn and the same bell beside it
         self._database: Database[Job, object] = Database(
-            path, STORE, _apply, size_of=lambda job: job.size, wall_us=clock.wall_us, tick=self._heartbeat, tick_s=lease_s / 3
+            path,
+            STORE,
+            _apply,
+            size_of=lambda job: job.size,
+            wall_us=clock.wall_us,
+            tick=self._heartbeat,
+            tick_s=lease_s / 3,
+            is_alone=lambda job: job.is_alone,
         )
         self._clock = clock
         self._lease_s = lease_s
@@ -112,7 +121,11 @@ class SqliteStore:
         self.identity: UUID
         self.incarnation: int
         self.features: StoreFeatures = StoreFeatures(
-            durability="memory" if path is None else "fsync", sql=True, within=False, shared=path is not None
+            durability="memory" if path is None else "fsync",
+            sql=True,
+            within=False,
+            shared=path is not None,
+            backup=path is not None,
         )
 
     async def open(self) -> None:
@@ -219,7 +232,7 @@ class SqliteStore:
 
     async def section(self) -> SqliteSection:
         section = SqliteSection(self._database.waiting, self._clock.wall_us)
-        section.begin(self._write(section.serve))
+        section.begin(self._write(section.serve, is_alone=True))
         await section.opened()
         return section
 
@@ -260,9 +273,18 @@ class SqliteStore:
         with self._database.reading() as connection:
             return held.keys(connection, slot, after or None, limit)
 
-    async def parked(self, subscription: str | None = None, *, after: int = 0, limit: int = 1_000) -> Sequence[ParkedKey]:
+    async def parked(
+        self,
+        subscription: str | None = None,
+        *,
+        after: int = 0,
+        limit: int = 1_000,
+        key: str | None = None,
+        type: str | None = None,  # noqa: A002 as the port has it
+        error: str | None = None,
+    ) -> Sequence[ParkedKey]:
         with self._database.reading() as connection:
-            return held.first_of_each(connection, subscription, after, limit)
+            return held.first_of_each(connection, subscription, after, limit, key=key, type_name=type, error=error)
 
     async def request(
         self,
@@ -272,9 +294,10 @@ class SqliteStore:
         *,
         type: str | None = None,  # noqa: A002 as the port has it
         error: str | None = None,
+        among: Sequence[int] | None = None,
     ) -> int:
         return await self._write(
-            lambda connection: held.request(connection, subscription, key, action, type_name=type, error=error)
+            lambda connection: held.request(connection, subscription, key, action, type_name=type, error=error, among=among)
         )
 
     async def requests(self, slots: Sequence[Slot]) -> Sequence[Request]:
@@ -312,16 +335,13 @@ class SqliteStore:
     async def status(self) -> StoreStatus:
         with self._snapshot() as connection:
             ((app, log),) = rows_of(connection, "SELECT app, log FROM meta")
-            subscriptions = [
-                SubscriptionStatus(
-                    name,
-                    generation,
-                    _progress(connection, name),
-                    *held.counts(connection, name),
-                    leases.pauses(connection, name, self._now()),
+            subscriptions: list[SubscriptionStatus] = []
+            for name, generation in sorted(names(connection).generations.items()):
+                progress, paused = _progress(connection, name), leases.pauses(connection, name, self._now())
+                blocked, parked, records, size = held.counts(connection, name)
+                subscriptions.append(
+                    SubscriptionStatus(name, generation, progress, blocked, parked, records, paused=paused, held_bytes=size)
                 )
-                for name, generation in sorted(names(connection).generations.items())
-            ]
             return StoreStatus(app or "", UUID(bytes=log) if log is not None else None, subscriptions, *outbox.counts(connection))
 
     async def wait(self, seconds: float) -> None:
@@ -344,6 +364,9 @@ class SqliteStore:
         except FileDamaged as error:  # a page that cannot be read at all
             return [str(error)]
 
+    async def backup(self, target: Path, *, progress: Callable[[int, int], None] | None = None, check: bool = True) -> None:
+        await self._database.back_up(target, progress=progress, check=check)
+
     async def aclose(self) -> None:
         try:
             with suppress(StoreError, Closed):  # no room to leave, or a fork of who joined: the lease passes by itself
@@ -352,7 +375,7 @@ class SqliteStore:
             self._deaths.close()
             await self._database.aclose()
 
-    async def _write(self, run: Callable[[apsw.Connection], T], *, size: int = _SMALL_BYTES) -> T:
+    async def _write(self, run: Callable[[apsw.Connection], T], *, size: int = _SMALL_BYTES, is_alone: bool = False) -> T:
         """Run a job in the writer thread and return what it returned.
 
         Raises:
@@ -361,7 +384,7 @@ class SqliteStore:
             EverlogError: What the job refused; it changed nothing.
         """
         try:
-            return cast("T", await self._database.submit(Job(run, size)))
+            return cast("T", await self._database.submit(Job(run, size, is_alone)))
         except NothingStored as error:
             raise StoreReadOnly(
                 f"the store could not be written ({error}): nothing was stored; make room or give permission"
