@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from everlog.position import Offset, TopicPartition
@@ -14,6 +15,7 @@ from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.calls import Calls
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.feed import READ_AHEAD_BYTES, Feed
+from everlog.subscriptions.gap import pass_or_stop
 from everlog.subscriptions.groups import Groups
 from everlog.subscriptions.holding import ROOM, Holding
 from everlog.subscriptions.lane import Waiting
@@ -58,7 +60,14 @@ class Engine:
         self._prefix = f"{around.app}/{declaration.name}"
         self._works: dict[int, SlotWork] = {}
         reader = around.log.reader({})
-        self._feed = Feed(reader, declaration.branches, self._arrived, read_ahead_bytes=read_ahead_bytes)
+        self._feed = Feed(
+            reader,
+            declaration.branches,
+            self._arrived,
+            read_ahead_bytes=read_ahead_bytes,
+            lost=partial(pass_or_stop, declaration),
+            changed=lambda work: self._committer.touch(work, urgent=True),
+        )
         self._lanes = Lanes(around.clock, self._scheduled, most_s=declaration.delivery.longest_pause_s)
         self._calls = Calls(declaration, around)
         self._outage = Outage(around.clock, random.random)

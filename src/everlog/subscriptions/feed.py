@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from everlog.codec import Batch
+from everlog.errors import RecordsGone
 from everlog.log import Reader
 from everlog.position import Offset, TopicPartition
 from everlog.subscriptions.declaration import Branch
@@ -29,15 +30,26 @@ class Feed:
         reader: Reads the partitions of the slots that are open; closed by `aclose`.
         branches: What is handled.
         arrived: Called when there is something to take.
+        lost: Called for a partition, where it stood, and where it goes on, when retention has deleted what was not handled; may raise.
+        changed: Called when a slot's progress has changed without a record.
         read_ahead_bytes: Most bytes of records read and not finished.
     """
 
     def __init__(
-        self, reader: Reader, branches: Mapping[str, Branch], arrived: Callable[[], None], *, read_ahead_bytes: int
+        self,
+        reader: Reader,
+        branches: Mapping[str, Branch],
+        arrived: Callable[[], None],
+        *,
+        read_ahead_bytes: int,
+        lost: Callable[[TopicPartition, Offset, Offset], None],
+        changed: Callable[[SlotWork], None],
     ) -> None:
         self._reader = reader
         self._branches = branches
         self._arrived = arrived
+        self._lost = lost
+        self._changed = changed
         self._read_ahead_bytes = read_ahead_bytes
         self._by_partition: dict[TopicPartition, SlotWork] = {}
         self._runs: deque[Run] = deque()
@@ -86,18 +98,43 @@ class Feed:
             while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
-            self._accept(await self._reader.next())
+            try:
+                batch = await self._reader.next()
+            except RecordsGone as gone:
+                self._pass_gap(gone)
+            else:
+                self._accept(batch)
             await asyncio.sleep(0)
+
+    def _pass_gap(self, gone: RecordsGone) -> None:
+        """Go on behind what retention has deleted before it was read.
+
+        Raises:
+            HistoryGone: It was not handled, and the delivery says to stop.
+        """
+        where, after, first = TopicPartition(gone.topic, gone.partition), Offset(gone.after), Offset(gone.first)
+        self._reader.revoke([where])  # whatever follows: the others go on
+        work = self._by_partition.get(where)
+        if work is None:
+            return
+        partition = work.partitions[where]
+        if partition.is_lost(after, first):
+            self._lost(where, after, first)
+        partition.pass_gap(first)
+        self._reader.assign({where: first})
+        self._changed(work)
 
     def _accept(self, batch: Batch) -> None:
         for chunk in batch.chunks:
             work = self._by_partition.get(chunk.where)
             if work is not None and len(chunk):
                 run = Run(chunk, work, self._branches)
+                partition = run.partition
+                partition.read(chunk)
                 if work.inbox is not None:
                     work.inbox.put(run)
                 else:
-                    (run.partition.waiting or self._runs).append(run)
+                    (partition.waiting or self._runs).append(run)
         self._arrived()
 
     def _has_room(self) -> bool:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from everlog.codec import Chunk
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot
 from everlog.subscriptions.inbox import Inbox
@@ -28,11 +29,43 @@ class PartitionProgress:
         """Offsets at or before `resume_through` that a former owner left unfinished, and that are not read again yet."""
         self.open: dict[Offset, Run] = {}
         """Taken and not finished: in a suspended handler, waiting in a lane, or in a unit that is not committed."""
+        self.queued = 0
+        """Runs that were read and not taken whole."""
         self.run: Run | None = None
         """The run that is being taken now."""
         self.waiting: deque[Run] = deque()
         """Runs that wait because the read-ahead is full; the reader reads no more of the partition meanwhile."""
         self._ahead: deque[Run] = deque()
+        self._read = self.start
+        """The last offset that was read."""
+        self._gap: Offset | None = None
+        """Up to here the log was deleted before it was read; what was read before that is still to take."""
+
+    def read(self, chunk: Chunk) -> None:
+        """Note that a chunk was read, which is to be taken.
+
+        What was left unfinished in a hole before it will never come: newer records of its keys have replaced it.
+        """
+        self.queued += 1
+        if self.resuming and chunk.first > self._read + 1:
+            self.resuming = {offset for offset in self.resuming if not self._read < offset < chunk.first}
+        self._read = max(self._read, chunk.last)
+
+    def is_lost(self, after: Offset, first: Offset) -> bool:
+        """Tell whether anything is lost when the log begins behind `first`, to a reader that stands at `after`."""
+        return first > max(after, self.resume_through) or any(offset <= first for offset in self.resuming)
+
+    def pass_gap(self, first: Offset) -> None:
+        """Go on behind `first`, once all that was read before is taken: what lies between is gone."""
+        self.resuming = {offset for offset in self.resuming if offset > first}
+        self._gap = first if self._gap is None else max(self._gap, first)
+        self._close_gap()
+
+    def _close_gap(self) -> None:
+        if self._gap is not None and not self.queued:
+            self.through = max(self.through, self._gap)
+            self.resume_through = max(self.resume_through, self._gap)
+            self._gap = None
 
     @property
     def start(self) -> Offset:
@@ -52,6 +85,8 @@ class PartitionProgress:
         """Note that every record of it is taken."""
         self.through = run.chunk.last
         self.run = None
+        self.queued -= 1
+        self._close_gap()
 
     @property
     def taken(self) -> Offset:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from everlog.clock import Clock
-from everlog.errors import HistoryGone, LeaseLost
+from everlog.errors import LeaseLost
 from everlog.log import Log
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Slot, SlotState, Store, Survey
 from everlog.subscriptions.engine import Engine
+from everlog.subscriptions.gap import pass_or_stop
 from everlog.subscriptions.progress import PartitionProgress
 
 FULL_PAUSE_S: Final = 10.0
@@ -104,20 +105,16 @@ class Slots:
         Raises:
             HistoryGone: It has, and the delivery says to stop.
         """
+        kept = {topic.name: topic.keep_newest for topic in self._engine.declaration.topics}
         progress: list[Progress] = []
         for one in state.progress:
-            start = PartitionProgress(one).start
-            first = (await self._log.first(one.where.topic)).offsets[one.where]
-            if start >= first:
+            partition, where = PartitionProgress(one), one.where
+            first = (await self._log.first(where.topic)).offsets[where]
+            if partition.start >= first:
                 progress.append(one)
                 continue
-            name, where = self._engine.declaration.name, one.where
-            if self._engine.declaration.delivery.on_gap == "stop":
-                raise HistoryGone(
-                    f"subscription {name!r} stands at offset {start} of {where.topic}/{where.partition}, and retention has deleted up to "
-                    f'{first}: write Delivery(on_gap="oldest") to go on with the oldest event that is kept'
-                )
-            _logger.error("%s: events of %s/%d up to offset %d were deleted before they were handled", name, *where, first)
+            if not kept[where.topic] and partition.is_lost(partition.start, first):
+                pass_or_stop(self._engine.declaration, where, partition.start, first)
             unfinished = [offset for offset in one.unfinished if offset > first]
             progress.append(Progress(where, max(one.through, first), unfinished, one.dedupe))
         return SlotState(progress, state.held, state.attempt)
