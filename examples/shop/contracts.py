@@ -6,7 +6,7 @@ Every fact about an order has its customer as key, so one customer's orders stay
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated
 
 import msgspec
@@ -19,6 +19,7 @@ screening = Topic("shop.screening", key="customer_id")
 routes = Topic("shop.routes", key="customer_id")
 reservations = Topic("shop.reservations", key="customer_id")
 deliveries = Topic("shop.deliveries", key="branch")
+forecasts = Topic("shop.forecasts", key="branch")
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -81,8 +82,6 @@ class StockReserved(Event):
     customer_id: str
     order: Order
     branch: str
-    departments: dict[str, int]
-    """How many lines of the order are of each department."""
 
 
 @reservations.event("shop.stock_refused/1")
@@ -90,7 +89,6 @@ class StockRefused(Event):
     customer_id: str
     order: Order
     branch: str
-    departments: dict[str, int]
     missing: tuple[Line, ...]
 
 
@@ -99,3 +97,27 @@ class GoodsDelivered(Event):
     branch: str
     sku: str
     quantity: int
+
+
+class ForecastScore(msgspec.Struct, frozen=True):
+    """How wrong forecasts were, over all branches and finished days: sums, so that an error of 40 % is `missed` / `orders` = 0.4."""
+
+    orders: int = 0
+    missed: float = 0.0
+    """By how many orders the forecasts missed, in all."""
+    missed_naively: float = 0.0
+    """By how many the guess missed that a day is like the day before."""
+
+
+@forecasts.event("shop.branch_forecast/1")
+class BranchForecast(Event):
+    """A branch's day has begun."""
+
+    branch: str
+    day: date
+    expected: float
+    """Orders on this day, from the days before it alone."""
+    naive: int
+    """Orders on the day before."""
+    score: ForecastScore
+    """Of all branches and days that had ended by then."""

@@ -1,81 +1,47 @@
-"""The three acts of the demo, and the watch on the log that goes on beside them."""
+"""The acts of the demo, one function each, from the opening of the shop to its close."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from contracts import OrderPlaced, StockRefused, StockReserved
 from demo_checks import expected_suspects
-from demo_history import FACTS, read_facts, read_unsent
-from demo_processes import Processes
-from demo_view import Picture, Service, View
+from demo_history import read_facts, read_unsent
+from demo_run import LEVEL_S, DemoFailed, Kill, Poison, Quit, Run, handled
 from everlog import Client, Settings
-from everlog.subscriptions.report import Lag, read_lags
 from files import read_articles
 from inventory import inventory
 
 SERVICES: Final = ("fraud", "routing", "inventory", "supplier", "forecast", "notify")
 LATE: Final = "loyalty"
-SIDE_FILE: Final = "inventory.noted"
-LEVEL_S: Final = 1.5
-"""A service keeps up if it is not further behind than so many seconds of orders: it reports once a second."""
+NEEDED: Final = ("fraud", "routing", "inventory")
+"""Without one of these no order reaches inventory."""
 FRESH: Final = 5
 """So many orders have just begun when inventory is killed: the warehouse takes ten times as long as the look at the side file."""
-PATIENCE_S: Final = 90.0
-REFRESH_S: Final = 0.15
-LAGS_EVERY_S: Final = 0.4
 
 
-class DemoFailed(Exception):
-    """The demo cannot go on."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is played: sizes, and the places in the stream where the acts begin."""
-
-    orders: int | None
-    speed: float
-    bursts: int
-    dead_s: float
-    kill_at: float = 0.2
-    poison_between: tuple[float, float] = (0.42, 0.6)
-    join_at: float = 0.72
-
-
-@dataclass(frozen=True)
-class Poison:
-    """An order whose article the catalogue will lack."""
-
-    fact: OrderPlaced
-    sku: str
-
-
-def choose_poison(orders: Sequence[OrderPlaced], between: tuple[float, float]) -> Poison:
+def choose_poison(placed: Sequence[OrderPlaced], between: tuple[float, float]) -> Poison:
     """Return an order that fraud clears, with an article that nobody else buys, of a customer who soon orders again.
 
     Raises:
         DemoFailed: There is none in that part of the orders.
     """
-    bought = Counter(line.sku for fact in orders for line in fact.order.lines)
-    suspects = expected_suspects(orders)
-    first, last = (int(share * len(orders)) for share in between)
-    soon = max(20, len(orders) // 25)
+    bought = Counter(line.sku for fact in placed for line in fact.order.lines)
+    suspects = expected_suspects(placed)
+    first, last = (int(share * len(placed)) for share in between)
+    soon = max(20, len(placed) // 25)
     for place in range(first, last):
-        fact = orders[place]
+        fact = placed[place]
         later = [
             other
-            for other in orders[place + 1 : place + soon]
+            for other in placed[place + 1 : place + soon]
             if other.customer_id == fact.customer_id and other.order.id not in suspects
         ]
         alone = [line.sku for line in fact.order.lines if bought[line.sku] == 1]
@@ -84,216 +50,152 @@ def choose_poison(orders: Sequence[OrderPlaced], between: tuple[float, float]) -
     raise DemoFailed(f"no order between {first} and {last} can be made poison: take more orders")
 
 
-class Kill(msgspec.Struct):
-    """What was known when inventory was killed."""
+async def play_acts(run: Run, client: Client) -> None:
+    """Play everything; somebody who quits leaves out what has not been played."""
+    await open_shop(run)
+    try:
+        await kill_inventory(run, client)
+        await poison_and_cure(run)
+        await join_late(run)
+        if run.plan.endless:
+            await play_on(run)
+        await run.until_placed(1.0, "the last order")
+    except Quit:
+        pass
+    await close_shop(run, client)
 
-    noted: Sequence[str]
-    committed: set[str]
+
+async def open_shop(run: Run) -> None:
+    run.view.headline("opening")
+    for name in SERVICES:
+        run.start(name)
+    options = {"--speed": run.plan.speed, "--bursts": run.plan.bursts, "--without": run.poison.sku}
+    if run.plan.orders is not None:
+        options["--orders"] = run.plan.orders
+    words = [text for name, value in options.items() for text in (name, str(value))]
+    run.processes.run_script("storefront", *words, *(["--endless"] if run.plan.endless else []))
+    await run.until(lambda: run.picture.counts["placed"] > 0, "the first order", is_patient=True, can_quit=False)
+    run.view.say(f"the catalogue is out, and orders come at {run.plan.speed:.0f} a second")
 
 
-class Demo:
-    """One run: processes, the watch on the log, and what was seen."""
-
-    def __init__(
-        self, plan: Plan, folder: Path, orders: Sequence[OrderPlaced], poison: Poison, view: View, picture: Picture
-    ) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.orders = orders
-        self.poison = poison
-        self.view = view
-        self.picture = picture
-        self.settings = Settings(log_url=f"sqlite:{folder}/.everlog/log.db", store_url=f"sqlite:{folder}/.everlog/{{app}}.db")
-        self.processes = Processes(folder, {"SHOP_SIDE_FILE": str(folder / SIDE_FILE)})
-        self.lags: dict[str, Lag] = {}
-        self.started_us: dict[str, int] = {}
-        self.decided_before_poison: int | None = None
-        self._changed = asyncio.Event()
-
-    # ---- watching the log ----
-
-    async def watch_facts(self, client: Client) -> None:
-        async for record in client.follow(*FACTS, start="beginning"):
-            self.picture.counts[record.type.partition("/")[0].rpartition("_")[2]] += 1
-            if record.key == self.poison.fact.customer_id and record.event == self.poison.fact:
-                self.decided_before_poison = self.picture.decided
-            self._changed.set()
-
-    async def watch_lags(self, client: Client) -> None:
-        while True:
-            self.lags = {lag.report.app: lag for lag in await read_lags(client.log, time.time_ns() // 1000)}
-            for name, service in self.picture.services.items():
-                self._show_service(name, service)
-            self._changed.set()
-            await asyncio.sleep(LAGS_EVERY_S)
-
-    def _show_service(self, name: str, service: Service) -> None:
-        lag = self.lags.get(name)
-        is_new = lag is None or lag.reported_us < self.started_us.get(name, 0)
-        if lag is not None:
-            service.lag, service.waiting, service.handled = lag.count, lag.report.held_records, _handled(lag)
-        if name not in self.started_us:
-            service.state = "not yet"
-        elif not self.processes.is_running(name):
-            service.state = "killed"
-        elif is_new:
-            service.state = "starting"
-        elif service.lag <= LEVEL_S * self.plan.speed or service.state == "running":
-            service.state = "running"
-        else:
-            service.state = "catching up"
-
-    async def draw(self) -> None:
-        while True:
-            self.view.refresh()
-            await asyncio.sleep(REFRESH_S)
-
-    async def until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait until something holds.
-
-        Raises:
-            DemoFailed: It does not within the time that the demo waits at most, or a process has ended.
-        """
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not holds():
-            for name, code in self.processes.ended().items():
-                if code or name != "storefront":
-                    raise DemoFailed(f"{name} ended with {code}: see {self.folder / name}.out")
-            if time.monotonic() > deadline_s:
-                behind = {name: lag.count for name, lag in self.lags.items()}
-                raise DemoFailed(
-                    f"waited {PATIENCE_S:.0f} s for {what}; placed {self.picture.counts['placed']}, behind: {behind}"
-                )
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):  # to see that a process has ended
-                    await self._changed.wait()
-
-    def start(self, name: str) -> None:
-        self.started_us[name] = time.time_ns() // 1000
-        self.picture.services[name].state = "starting"
-        self.processes.run_service(name)
-
-    def is_behind(self, name: str, most: float) -> bool:
-        """Whether a service has more than `most` to do, or has not said yet since it was started."""
-        lag = self.lags.get(name)
-        return lag is None or lag.reported_us < self.started_us[name] or lag.count > most
-
-    # ---- the acts ----
-
-    async def open_shop(self) -> None:
-        self.view.headline("opening")
-        for name in SERVICES:
-            self.start(name)
-        options = {"--speed": self.plan.speed, "--bursts": self.plan.bursts, "--without": self.poison.sku}
-        if self.plan.orders is not None:
-            options["--orders"] = self.plan.orders
-        self.processes.run_script("storefront", *[text for name, value in options.items() for text in (name, str(value))])
-        await self.until(lambda: self.picture.counts["placed"] > 0, "the first order")
-        self.view.say(f"the catalogue is out, and orders come at {self.plan.speed:.0f} a second")
-
-    async def kill_inventory(self, client: Client) -> Kill:
-        """Act 1."""
-        await self.until(lambda: self.picture.counts["placed"] >= self.plan.kill_at * len(self.orders), "enough orders")
-        self.view.headline("act 1 of 3: kill -9 of inventory")
-        before = len(self.noted())
-        for _ in range(2_000):  # until some have begun within the last moment; how many were in flight is counted afterwards
-            await asyncio.sleep(0.002)
-            now = len(self.noted())
-            if now - before >= FRESH:
-                break
-            before = now
-        await self.processes.kill("inventory")
-        kill = Kill(self.noted(), await self.committed(client))
-        in_flight = len(set(kill.noted) - kill.committed)
-        self.view.say(f"killed, with {in_flight} orders in flight: begun, and nothing of them committed")
-        await asyncio.sleep(self.plan.dead_s)
-        self.view.say(f"nobody else noticed: {self.unanswered:,} routed orders wait in the log")
-        self.start("inventory")
+async def kill_inventory(run: Run, client: Client) -> None:
+    """Act 1."""
+    await run.until_placed(run.plan.kill_at, "enough orders")
+    run.view.headline("act 1 of 3: kill -9 of inventory")
+    await run.until_up(NEEDED)
+    with run.hands.off(NEEDED):
+        if not await orders_begin(run) and run.hands.done:
+            run.view.say("nothing is left to be interrupted after what you did: no act 1")
+            return
+        await run.processes.kill("inventory")
+        run.kill = Kill(run.noted(), await committed(run, client))
+        in_flight = len(set(run.kill.noted) - run.kill.committed)
+        run.view.say(f"killed, with {in_flight} orders in flight: begun, and nothing of them committed")
+        await asyncio.sleep(run.plan.dead_s)
+        run.view.say(f"nobody else noticed: {run.unanswered:,} routed orders wait in the log")
+        run.start("inventory")
         began_s = time.monotonic()
-        await self.until(lambda: self.unanswered < 0.1 * self.plan.speed, "inventory to catch up")
-        self.view.say(f"inventory is back, and level after {time.monotonic() - began_s:.1f} s")
-        return kill
-
-    @property
-    def answered(self) -> int:
-        return self.picture.counts["reserved"] + self.picture.counts["refused"]
-
-    @property
-    def unanswered(self) -> int:
-        """Orders that were routed, and neither reserved nor refused."""
-        return self.picture.counts["routed"] - self.answered
-
-    def noted(self) -> list[str]:
-        """Return what inventory has noted so far."""
-        path = self.folder / SIDE_FILE
-        return path.read_text().split() if path.exists() else []
-
-    async def committed(self, client: Client) -> set[str]:
-        """Return the orders that inventory has answered for good: in the log, or still in its outbox.
-
-        Read from a copy of its store, so that the service finds its files as the kill left them.
-        """
-        copy = self.folder / "store-after-the-kill"
-        copy.mkdir()
-        for file in (self.folder / ".everlog").glob("inventory.db*"):
-            shutil.copy(file, copy)
-        unsent = await read_unsent(inventory, Settings(store_url=f"sqlite:{copy}/{{app}}.db"))
-        sent = await read_facts(client, StockReserved, StockRefused)
-        return {fact.order.id for fact in sent} | {
-            msgspec.json.decode(data)["order"]["id"] for data in unsent if b'"order"' in data
-        }
-
-    async def poison_and_cure(self) -> int:
-        """Act 2. Returns how many orders of others were decided while one customer waited."""
-        order, sku, who = self.poison.fact.order, self.poison.sku, self.poison.fact.customer_id
-        await self.until(lambda: self.decided_before_poison is not None, "the poison order")
-        self.view.headline("act 2 of 3: a poison order")
-        self.view.say(f"order {order.id} has article {sku}, which the catalogue lacks")
-        await self.until(lambda: self._report("parked_keys") == 1, "inventory to park the order")
-        await self.until(lambda: self._report("held_records") >= 2, "a second order of the customer")
-        flowed = self.picture.decided - (self.decided_before_poison or 0)
-        behind = self._report("held_records") - 1
-        self.view.say(f"tried 5 times, then parked; {behind} more of customer {who} wait behind it")
-        self.view.say(f"everybody else is served: {flowed:,} orders decided meanwhile")
-        article = next(article for article in read_articles() if article.sku == sku)
-        (self.folder / "missing-article.jsonl").write_bytes(msgspec.json.encode(article) + b"\n")
-        await self.processes.command("publish", "contracts", "shop.article_listed/1", "missing-article.jsonl")
-        self.view.say("cure: everlog publish contracts shop.article_listed/1")
-        await self.processes.command("parked", "redrive", "inventory", who)
-        self.view.say(f"      everlog parked redrive inventory {who}")
-        await self.until(lambda: self._report("held_records") == 0, "the customer's orders")
-        self.view.say(f"customer {who} is served too, in the order of their orders")
-        return flowed
-
-    def _report(self, number: str) -> int:
-        lag = self.lags.get("inventory")
-        return getattr(lag.report, number) if lag is not None else 0
-
-    async def join_late(self) -> str:
-        """Act 3. Returns what the new service did."""
-        await self.until(lambda: self.picture.counts["placed"] >= self.plan.join_at * len(self.orders), "more orders")
-        self.view.headline("act 3 of 3: a service that joins late")
-        began_s = time.monotonic()
-        self.start("loyalty")
-        self.view.say("loyalty was written today: it begins with the first order")
-        await self.until(lambda: not self.is_behind("loyalty", LEVEL_S * self.plan.speed), "loyalty to catch up")
-        level = f"{_handled(self.lags['loyalty']):,} facts in {time.monotonic() - began_s:.1f} s"
-        self.view.say(f"loyalty is level: {level}, its start included")
-        return level
-
-    async def close_shop(self) -> None:
-        self.view.headline("closing")
-        total = len(self.orders)
-        await self.until(lambda: self.picture.counts["placed"] == total, "the last order")
-        await self.until(lambda: self.picture.decided >= total, "the last decision")
-        await self.until(lambda: not any(self.is_behind(name, 0) for name in self.started_us), "every service to finish")
-        codes = await self.processes.stop()
-        bad = {name: code for name, code in codes.items() if code}
-        if bad:
-            raise DemoFailed(f"ended with an error when asked to stop: {bad}; see {self.folder}/*.out")
+        await run.until(lambda: run.unanswered < 0.1 * run.plan.speed, "inventory to catch up")
+    run.view.say(f"inventory is back, and level after {time.monotonic() - began_s:.1f} s")
 
 
-def _handled(lag: Lag) -> int:
-    partitions = [one for topic in lag.report.topics.values() for one in topic.values()]
-    return sum(one.through + 1 - one.unfinished for one in partitions) - lag.report.held_records
+async def orders_begin(run: Run) -> bool:
+    """Wait for a moment in which inventory begins several orders, for 4 s at most; how many are in flight is counted after the kill."""
+    before = len(run.noted())
+    for _ in range(2_000):
+        await asyncio.sleep(0.002)
+        now = len(run.noted())
+        if now - before >= FRESH:
+            return True
+        before = now
+    return False
+
+
+async def committed(run: Run, client: Client) -> set[str]:
+    """Return the orders that inventory has answered for good: in the log, or still in its outbox.
+
+    Read from a copy of its store, so that the service finds its files as the kill left them.
+    """
+    copy = run.folder / "store-after-the-kill"
+    copy.mkdir()
+    for file in (run.folder / ".everlog").glob("inventory.db*"):
+        shutil.copy(file, copy)
+    unsent = await read_unsent(inventory, Settings(store_url=f"sqlite:{copy}/{{app}}.db"))
+    sent = await read_facts(client, StockReserved, StockRefused)
+    return {fact.order.id for fact in sent} | {msgspec.json.decode(data)["order"]["id"] for data in unsent if b'"order"' in data}
+
+
+async def poison_and_cure(run: Run) -> None:
+    """Act 2."""
+    order, who = run.poison.fact.order, run.poison.fact.customer_id
+    await run.until(lambda: run.decided_before_poison is not None, "the poison order", is_patient=True)
+    run.view.headline("act 2 of 3: a poison order")
+    run.view.say(f"order {order.id} has article {run.poison.sku}, which the catalogue lacks")
+    await run.until(lambda: run.inventory_says("parked_keys") == 1, "inventory to park the order")
+    await run.until(lambda: run.inventory_says("held_records") >= 2, "a second order of the customer")
+    run.flowed = run.picture.decided - (run.decided_before_poison or 0)
+    behind = run.inventory_says("held_records") - 1
+    run.view.say(f"tried 5 times, then parked; {behind} more of customer {who} wait behind it")
+    run.view.say(f"everybody else is served: {run.flowed:,} orders decided meanwhile")
+    await run.until_up(["inventory"])
+    await cure(run)
+    run.view.say(f"customer {who} is served too, in the order of their orders")
+
+
+async def cure(run: Run) -> None:
+    """Publish the missing article, and have the customer's orders tried again. Nobody quits before it is done."""
+    who = run.poison.fact.customer_id
+    with run.hands.off(["inventory"]):
+        article = next(article for article in read_articles() if article.sku == run.poison.sku)
+        (run.folder / "missing-article.jsonl").write_bytes(msgspec.json.encode(article) + b"\n")
+        await run.processes.command("publish", "contracts", "shop.article_listed/1", "missing-article.jsonl")
+        run.view.say("cure: everlog publish contracts shop.article_listed/1")
+        await run.processes.command("parked", "redrive", "inventory", who)
+        run.view.say(f"      everlog parked redrive inventory {who}")
+        run.is_cured = True
+        await run.until(lambda: run.inventory_says("held_records") == 0, "the customer's orders", can_quit=False)
+
+
+async def join_late(run: Run) -> None:
+    """Act 3."""
+    await run.until_placed(run.plan.join_at, "more orders")
+    run.view.headline("act 3 of 3: a service that joins late")
+    began_s = time.monotonic()
+    run.start(LATE)
+    run.view.say("loyalty was written today: it begins with the first order")
+    with run.hands.off([LATE]):
+        await run.until(lambda: not run.is_behind(LATE, LEVEL_S * run.plan.speed), "loyalty to catch up")
+    run.joined = f"{handled(run.lags[LATE]):,} facts in {time.monotonic() - began_s:.1f} s"
+    run.view.say(f"loyalty is level: {run.joined}, its start included")
+
+
+async def play_on(run: Run) -> None:
+    """The act without end: orders go on, and the services are yours."""
+    run.view.headline("play on: kill, pause and restart what you like; q ends")
+    await run.until(lambda: False, "you to quit", is_patient=True)
+
+
+async def close_shop(run: Run, client: Client) -> None:
+    """Let everything that was placed be finished, and stop all in order."""
+    run.view.headline("closing")
+    if run.wants_quit:
+        await run.processes.stop_one("storefront")
+    everybody = (*SERVICES, LATE)
+    with run.hands.off(everybody):
+        await run.hands.make_all_good()
+        for name in everybody:
+            if not run.processes.is_running(name):
+                run.start(name)
+        await run.until(lambda: not run.processes.is_running("storefront"), "the storefront to end", can_quit=False)
+        run.total = len(await read_facts(client, OrderPlaced))
+        run.picture.total = run.total
+        await run.until(lambda: run.picture.counts["placed"] == run.total, "the last order", can_quit=False)
+        if run.decided_before_poison is not None and not run.is_cured:
+            await run.until(lambda: run.inventory_says("parked_keys") == 1, "inventory to park the order", can_quit=False)
+            await cure(run)
+        await run.until(lambda: run.picture.decided >= run.total, "the last decision", can_quit=False)
+        await run.until(lambda: not any(run.is_behind(name, 0) for name in everybody), "every service to finish", can_quit=False)
+        codes = await run.processes.stop()
+    bad = {name: code for name, code in codes.items() if code}
+    if bad:
+        raise DemoFailed(f"ended with an error when asked to stop: {bad}; see {run.folder}/*.out")

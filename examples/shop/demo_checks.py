@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Final
 
 import msgspec
 
 import forecast
 import fraud
-from contracts import OrderPlaced, StockRefused, StockReserved
+from contracts import ForecastScore, OrderPlaced
 from demo_history import History, Key
 from loyalty import CENTS_PER_POINT
 from notify import words
@@ -37,6 +38,7 @@ class Evidence:
     stock: Mapping[Key, int]
     points: Mapping[Key, int]
     demand: Mapping[Key, forecast.Demand]
+    score: ForecastScore
     mails: Sequence[Mapping[str, str]]
 
 
@@ -50,7 +52,7 @@ def check_all(evidence: Evidence) -> list[str]:
         *check_deliveries(evidence.history),
         *check_stock(evidence.history, evidence.stock, evidence.departments),
         *check_points(evidence.history, evidence.points),
-        *check_demand(evidence.history, evidence.demand, evidence.departments),
+        *check_forecast(evidence.history, evidence.demand, evidence.score),
         *check_mails(evidence.history, evidence.mails),
     ]
 
@@ -165,22 +167,41 @@ def check_points(history: History, points: Mapping[Key, int]) -> list[str]:
     return _fault("a customer with other points than earned", [who for who in {*due, *points} if due[who] != points.get(who, 0)])
 
 
-def check_demand(history: History, demand: Mapping[Key, forecast.Demand], departments: Mapping[str, str]) -> list[str]:
-    """The forecast is what the same learner makes of the orders one after the other, in the order of their times."""
-    due: dict[Key, forecast.Demand] = {}
-    facts: Sequence[StockReserved | StockRefused] = sorted(history.answered, key=lambda fact: fact.order.placed_at)
-    for fact in facts:
-        when = fact.order.placed_at
-        for department, lines in Counter(departments[line.sku] for line in fact.order.lines).items():
-            due[department, when.hour] = forecast.learn(due.get((department, when.hour)), when.date(), lines)
-    wrong = [key for key in {*due, *demand} if not _agree(due.get(key), demand.get(key))]
-    return _fault("a department and hour with another demand than was asked for", wrong)
+def check_forecast(history: History, demand: Mapping[Key, forecast.Demand], score: ForecastScore) -> list[str]:
+    """What was asked for on each day is what was answered, and both errors are what comes out day by day from that."""
+    asked: dict[str, Counter[date]] = {}
+    for fact in history.answered:
+        asked.setdefault(fact.order.store_id, Counter())[fact.order.placed_at.date()] += 1
+    known = {str(branch): _days(one) for (branch,), one in demand.items()}
+    wrong = [branch for branch in {*asked, *known} if asked.get(branch) != known.get(branch)]
+    due = expected_score(asked)
+    found = (
+        ("orders", score.orders, due.orders),
+        ("missed", score.missed, due.missed),
+        ("naive", score.missed_naively, due.missed_naively),
+    )
+    apart = [f"{name} {one} instead of {other}" for name, one, other in found if abs(one - other) > TOLERANCE * max(1.0, other)]
+    return _fault("a branch with other orders on a day than were answered", wrong) + _fault("a wrong forecast error", apart)
 
 
-def _agree(one: forecast.Demand | None, other: forecast.Demand | None) -> bool:
-    if one is None or other is None or (one.first, one.last) != (other.first, other.last):
-        return False
-    return abs(one.lines - other.lines) <= TOLERANCE * max(1.0, one.lines)
+def _days(demand: forecast.Demand) -> Counter[date]:
+    return Counter({demand.first + timedelta(place): orders for place, orders in enumerate(demand.orders) if orders})
+
+
+def expected_score(asked: Mapping[str, Counter[date]]) -> ForecastScore:
+    """Return both errors, from the orders of each branch and day: a mean in which each day counts `KEEP` of the next, and the day before."""
+    orders, missed, naively = 0, 0.0, 0
+    for days in asked.values():
+        mean, weight = 0.0, 0.0
+        for number in range(min(days).toordinal(), max(days).toordinal()):
+            came = days[date.fromordinal(number)]
+            if weight:
+                orders += came
+                missed += abs(came - mean)
+                naively += abs(came - days[date.fromordinal(number - 1)])
+            weight = weight * forecast.KEEP + 1
+            mean += (came - mean) / weight
+    return ForecastScore(orders, missed, float(naively))
 
 
 def check_mails(history: History, mails: Sequence[Mapping[str, str]]) -> list[str]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from contracts import GoodsDelivered, OrderCleared, OrderPlaced, OrderRouted, OrderSuspected, StockRefused, StockReserved
+from contracts import (
+    BranchForecast,
+    GoodsDelivered,
+    OrderCleared,
+    OrderPlaced,
+    OrderRouted,
+    OrderSuspected,
+    StockRefused,
+    StockReserved,
+)
 from everlog import App, Client, Settings, State
 from everlog.clock import SystemClock
 from everlog.contracts.contract import contract_of
@@ -15,9 +24,18 @@ from everlog.subscriptions.state import key_of
 
 V = TypeVar("V")
 
-FACTS: Final = (OrderPlaced, OrderCleared, OrderSuspected, OrderRouted, StockReserved, StockRefused, GoodsDelivered)
+FACTS: Final = (
+    OrderPlaced,
+    OrderCleared,
+    OrderSuspected,
+    OrderRouted,
+    StockReserved,
+    StockRefused,
+    GoodsDelivered,
+    BranchForecast,
+)
 
-Fact = OrderPlaced | OrderCleared | OrderSuspected | OrderRouted | StockReserved | StockRefused | GoodsDelivered
+Fact = OrderPlaced | OrderCleared | OrderSuspected | OrderRouted | StockReserved | StockRefused | GoodsDelivered | BranchForecast
 Key = tuple[str | int, ...]
 
 
@@ -34,6 +52,7 @@ class History:
     answered: list[StockReserved | StockRefused] = field(default_factory=list[StockReserved | StockRefused])
     """Reserved and refused together, in the order of the log."""
     delivered: list[GoodsDelivered] = field(default_factory=list[GoodsDelivered])
+    forecasts: list[BranchForecast] = field(default_factory=list[BranchForecast])
 
     def add(self, fact: Fact) -> None:
         match fact:
@@ -53,6 +72,8 @@ class History:
                 self.answered.append(fact)
             case GoodsDelivered():
                 self.delivered.append(fact)
+            case BranchForecast():
+                self.forecasts.append(fact)
 
 
 async def read_facts(client: Client, *types: type[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +15,9 @@ from typing import IO, Final
 SHOP: Final = Path(__file__).parent
 EVERLOG: Final = Path(sys.executable).with_name("everlog")
 _STOP_S: Final = 40.0
+_PAUSES: Final = 20
+_TURN_S: Final = 0.25
+"""Somebody who lives has let go of the log by then."""
 
 
 class CommandFailed(Exception):
@@ -69,8 +73,36 @@ class Processes:
             raise CommandFailed(f"`everlog {' '.join(arguments)}` ended with {process.returncode}: {printed.decode().strip()}")
         return printed.decode().strip()
 
+    async def pause(self, name: str) -> None:
+        """Stop a process where it stands, though not inside a commit to the log: there it would keep all others from the file."""
+        process = self._running[name]
+        for _ in range(_PAUSES):
+            _signal(process, signal.SIGSTOP)
+            if await self._is_log_free():
+                return
+            _signal(process, signal.SIGCONT)
+            await asyncio.sleep(0.01)
+        _signal(process, signal.SIGSTOP)
+
+    async def _is_log_free(self) -> bool:
+        """Tell whether writers get their turn at the log, which is a lock on a file beside it."""
+        path = self._folder / ".everlog" / "log.db-turn"
+        with path.open("rb") as turn:
+            for _ in range(int(_TURN_S / 0.005)):
+                await asyncio.sleep(0.005)
+                try:
+                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                return True
+        return False
+
+    def resume(self, name: str) -> None:
+        """Let a paused process go on."""
+        _signal(self._running[name], signal.SIGCONT)
+
     async def kill(self, name: str) -> None:
-        """Kill -9, and wait until it is gone."""
+        """Kill -9, and wait until it is gone. It may be paused."""
         process = self._running.pop(name)
         _signal(process, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
@@ -83,13 +115,21 @@ class Processes:
         """Tell whether a process was started and has not ended."""
         return name in self._running and self._running[name].poll() is None
 
+    async def stop_one(self, name: str) -> int:
+        """Ask one to stop, wait for it, and return its code."""
+        process = self._running.pop(name)
+        process.terminate()
+        try:
+            return await asyncio.to_thread(process.wait, _STOP_S)
+        finally:
+            if process.poll() is None:  # `close` has to kill it
+                self._running[name] = process
+
     async def stop(self) -> Mapping[str, int]:
         """Ask all to stop, wait for them, and return their codes."""
-        for process in self._running.values():
-            if process.poll() is None:
-                process.terminate()
-        await asyncio.gather(*[asyncio.to_thread(process.wait, _STOP_S) for process in self._running.values()])
-        return self.ended()
+        names = list(self._running)
+        codes = await asyncio.gather(*[self.stop_one(name) for name in names])
+        return dict(zip(names, codes, strict=True))
 
     def close(self) -> None:
         """Kill what is left. Idempotent."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,13 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 LINES: Final = 9
+FEWEST_LINES: Final = 3
 WIDTH: Final = 80
+HELP: Final = "k kill -9   p pause   r resume, start or restart   q end in order"
 PLAIN_EVERY_S: Final = 3.0
 _COLOURS: Final = {
     "running": "green",
     "catching up": "yellow",
     "starting": "yellow",
     "killed": "bold red",
+    "paused": "bold magenta",
     "not yet": "dim",
     "ended": "dim",
 }
@@ -40,6 +43,14 @@ class Service:
     lag: int = 0
     waiting: int = 0
     """Events of blocked and parked keys."""
+    by_hand: str = ""
+    """What a person did to it that is not made good yet."""
+    has_reported: bool = False
+
+    @property
+    def backlog(self) -> str:
+        """How much there is for it to do, by its last report."""
+        return f"{self.lag:,} events" if self.has_reported else "all events"
 
 
 @dataclass
@@ -51,6 +62,10 @@ class Picture:
     headline: str = "opening"
     counts: Counter[str] = field(default_factory=Counter[str])
     """Facts in the log, by the last word of their type's name."""
+    forecast: str = "no day has ended"
+    fraud: str = "no burst yet"
+    chosen: str = ""
+    """The service that the keys act on; empty where there are no keys."""
     began_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -60,6 +75,11 @@ class Picture:
     @property
     def decided(self) -> int:
         return self.counts["suspected"] + self.counts["reserved"] + self.counts["refused"]
+
+    @property
+    def by_hand(self) -> Sequence[str]:
+        """What is down by hand, and how much waits for it."""
+        return [f"{name} {one.by_hand}: {one.backlog} wait" for name, one in self.services.items() if one.by_hand]
 
 
 class View(Protocol):
@@ -89,6 +109,8 @@ class PlainView:
         self._shown_s = time.monotonic()
 
     def __enter__(self) -> PlainView:
+        if self._picture.chosen:
+            self.say(f"keys: 1 to {len(self._picture.services)} choose a service; {HELP}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -112,6 +134,10 @@ class PlainView:
             f"placed {picture.counts['placed']:,} of {picture.total:,}, decided {picture.decided:,}"
             + (f"; behind: {', '.join(behind)}" if behind else "")
         )
+        self.say(f"forecast {picture.forecast}")
+        self.say(f"fraud {picture.fraud}")
+        for line in picture.by_hand:
+            self.say(line)
 
 
 class LiveView:
@@ -120,9 +146,8 @@ class LiveView:
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
         self._lines: deque[Text] = deque(maxlen=LINES)
-        console = Console()
-        self._width = min(WIDTH, console.width)
-        self._live = Live(console=console, auto_refresh=False)
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False)
         self._stack = ExitStack()
 
     def __enter__(self) -> LiveView:
@@ -144,17 +169,19 @@ class LiveView:
         self.refresh()
 
     def refresh(self) -> None:
-        self._live.update(render(self._picture, list(self._lines), self._width), refresh=True)
+        width, height = self._console.size  # it may have changed
+        self._live.update(render(self._picture, list(self._lines), min(WIDTH, width), height), refresh=True)
 
 
-def render(picture: Picture, lines: list[Text], width: int) -> RenderableType:
-    """Return the picture as rich draws it, `width` columns wide."""
+def render(picture: Picture, lines: list[Text], width: int, height: int) -> RenderableType:
+    """Return the picture as rich draws it, `width` columns wide and, where it can be, at most `height` rows high."""
     table = Table(box=box.SIMPLE_HEAD, width=width, pad_edge=False)
     for name, side in (("service", "left"), ("state", "left"), ("handled", "right"), ("behind", "right"), ("held", "right")):
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
-    for name, service in picture.services.items():
+    for key, (name, service) in enumerate(picture.services.items(), start=1):
+        mark = f"{'>' if name == picture.chosen else ' '}{key} " if picture.chosen else ""
         numbers = [f"{number:,}" if number else "·" for number in (service.handled, service.lag, service.waiting)]
-        table.add_row(name, Text(service.state, _COLOURS.get(service.state, "")), *numbers)
+        table.add_row(mark + name, Text(service.state, _COLOURS.get(service.state, "")), *numbers)
     bar = Table.grid(padding=(0, 1))
     bar.width = width
     bar.add_column(width=8)
@@ -163,12 +190,28 @@ def render(picture: Picture, lines: list[Text], width: int) -> RenderableType:
     for label, done in (("placed", picture.counts["placed"]), ("decided", picture.decided)):
         bar.add_row(label, ProgressBar(picture.total, done), f"{done:,}/{picture.total:,}")
     counts = "   ".join(f"{word} {picture.counts[word]:,}" for word in ("reserved", "refused", "suspected"))
-    said = [line[:width] for line in lines] + [Text()] * (LINES - len(lines))
+    hands = [Text(line, "bold magenta") for line in picture.by_hand]
+    footer = [Text(f"1-{len(picture.services)} choose   {HELP}", "reverse")] if picture.chosen else []
+    others = len(picture.services) + 3 + 5 + 3 + len(hands) + len(footer)
+    room = min(LINES, max(FEWEST_LINES, height - others))
+    said = [line[:width] for line in lines[-room:]] + [Text()] * (room - len(lines))
     return Group(
         Rule(Text(f"The shop: {picture.headline}", "bold"), style="dim"),
         table,
         bar,
         Text(f"{'':9}{counts}", "dim"),
-        Text(),
+        *_figures(picture, width),
         *said,
+        *hands,
+        *footer,
     )
+
+
+def _figures(picture: Picture, width: int) -> list[Text]:
+    lines: list[Text] = []
+    for name, figures in (("forecast", picture.forecast), ("fraud", picture.fraud)):
+        line = Text(f"{name:9}", "dim")
+        line.append(figures, "default")
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    return lines

@@ -57,10 +57,9 @@ async def reserve(fact: OrderRouted, tx: Tx) -> StockReserved | StockRefused:
     for line in fact.order.lines:
         wanted[line.sku] += line.quantity
         shelves[line.sku] = await look_up(tx, fact.branch, line.sku)
-    lines_of = dict(Counter(department for department, _ in shelves.values()))
     missing = tuple(line for line in fact.order.lines if shelves[line.sku][1] < wanted[line.sku])
     if missing:
-        return StockRefused(fact.customer_id, fact.order, fact.branch, lines_of, missing)
+        return StockRefused(fact.customer_id, fact.order, fact.branch, missing)
     for sku, (_, left) in shelves.items():
         tx.put(stock, (fact.branch, sku), left - wanted[sku])
-    return StockReserved(fact.customer_id, fact.order, fact.branch, lines_of)
+    return StockReserved(fact.customer_id, fact.order, fact.branch)

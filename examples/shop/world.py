@@ -6,8 +6,9 @@ Nothing is stored: `dice` gives the same number for the same name in every proce
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from hashlib import blake2b
 from math import hypot
@@ -37,8 +38,8 @@ EMPTY_SHELVES: Final = 0.001
 LOOSE: Final = frozenset({"FUEL", "MISCELLANEOUS"})
 """Departments whose goods are not sold by piece: their quantities go into the thousands."""
 
-BURST_ORDERS: Final = 6
-BURST_GAP: Final = timedelta(seconds=40)
+BURST_ORDERS: Final = (2, 8)
+BURST_GAP_S: Final = (20.0, 240.0)
 
 
 def seed() -> str:
@@ -87,17 +88,46 @@ def opening_stock(branch: str, sku: str, department: str) -> int:
 # ---- fraud bursts ----
 
 
-def with_bursts(placed: Sequence[OrderPlaced], bursts: int) -> list[OrderPlaced]:
-    """Return the orders with some bursts among them: somebody repeats a customer's order again and again, 40 seconds apart.
+def bursts(placed: Sequence[OrderPlaced], most: int) -> Sequence[Sequence[OrderPlaced]]:
+    """Return some bursts of fraud: somebody orders other people's baskets in one customer's name, one soon after the other.
 
-    Their ids begin with `burst-`. The order of time is kept.
+    An order of a burst looks like any other one. That it is one is known here and to the demo, and to nobody in the shop.
     """
     random = Random(f"bursts/{seed()}")
-    result = list(placed)
-    for number, original in enumerate(random.sample(placed, min(bursts, len(placed)))):
-        for again in range(1, BURST_ORDERS + 1):
+    taken = {fact.order.id for fact in placed}
+    result: list[Sequence[OrderPlaced]] = []
+    for start in random.sample(placed, min(most, len(placed))):
+        victim, at, gap_s = random.choice(placed).customer_id, start.order.placed_at, random.uniform(*BURST_GAP_S)
+        burst: list[OrderPlaced] = []
+        for _ in range(random.randint(*BURST_ORDERS)):
+            number = int(start.order.id)
+            while str(number) in taken:
+                number += random.randint(1, 99)
+            taken.add(str(number))
+            order = msgspec.structs.replace(random.choice(placed).order, id=str(number), placed_at=at)
+            burst.append(OrderPlaced(victim, order))
+            at += timedelta(seconds=round(gap_s * random.uniform(0.5, 1.5)))
+        result.append(burst)
+    return result
+
+
+def with_bursts(placed: Sequence[OrderPlaced], most: int) -> list[OrderPlaced]:
+    """Return the orders with some bursts among them, in the order of time."""
+    added = [fact for burst in bursts(placed, most) for fact in burst]
+    return sorted([*placed, *added], key=lambda fact: fact.order.placed_at)  # stable: what came first at one time stays first
+
+
+# ---- play ----
+
+
+def endless(placed: Sequence[OrderPlaced]) -> Iterator[OrderPlaced]:
+    """Yield the orders, and then the same again and again, each time some whole weeks later and under other ids."""
+    days = (placed[-1].order.placed_at.date() - placed[0].order.placed_at.date()).days
+    weeks = timedelta(weeks=days // 7 + 1)
+    yield from placed
+    for again in itertools.count(1):
+        for fact in placed:
             order = msgspec.structs.replace(
-                original.order, id=f"burst-{number + 1}-{again}", placed_at=original.order.placed_at + again * BURST_GAP
+                fact.order, id=f"{fact.order.id}-{again}", placed_at=fact.order.placed_at + again * weeks
             )
-            result.append(OrderPlaced(original.customer_id, order))
-    return sorted(result, key=lambda fact: fact.order.placed_at)  # stable: what came first at one time stays first
+            yield OrderPlaced(fact.customer_id, order)

@@ -27,6 +27,24 @@ class Clock(Protocol):
         ...
 
 
+class Steady:
+    """A wall time that no jump takes forward: for what cannot be undone, like deleting what is old.
+
+    It goes on from where the wall time stood when this was made, as the monotonic time does, and is never ahead of the wall time; a minute is
+    forgiven. A machine that slept is behind until the process starts anew.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wall_us = clock.wall_us()
+        self._monotonic_s = clock.monotonic_s()
+
+    def wall_us(self) -> int:
+        """Return it, in microseconds since 1970-01-01 UTC."""
+        passed_us = round((self._clock.monotonic_s() - self._monotonic_s) * 1e6)
+        return min(self._clock.wall_us(), self._wall_us + passed_us + AHEAD_US)
+
+
 class SystemClock:
     """The machine's own clock."""
 

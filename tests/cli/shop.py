@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
+import re
 import signal
 import struct
 import subprocess
@@ -48,8 +49,15 @@ loyalty = App("loyalty")
 
 @billing.on(OrderPlaced)
 async def bill(order: OrderPlaced) -> None:
-    if order.customer == "poison" and not pathlib.Path("mended").exists():
-        raise RuntimeError("no money")
+    if order.customer == "poison":
+        mended = pathlib.Path("mended")
+        if not mended.exists():
+            raise RuntimeError("no money")
+        if mended.read_text() == "slowly":
+            print("handling", flush=True)
+            await asyncio.sleep(3_600)
+    if order.customer.startswith("down") and not pathlib.Path("mended").exists():
+        raise ConnectionError("no bank")
     if order.customer == "slow":
         print("handling", flush=True)
         await asyncio.sleep(3_600)
@@ -143,14 +151,15 @@ Start = Callable[..., Process]
 """Starts `everlog` in a process of its own."""
 
 
-def on_terminal(arguments: Sequence[str], *, columns: int) -> list[str]:
-    """Return what `everlog` shows on a terminal so wide, a line each, without colours."""
+def on_terminal(arguments: Sequence[str], *, columns: int, typed: str = "") -> list[str]:
+    """Return what `everlog` shows on a terminal so wide, a line each, without colours; and what is typed there."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     environment.pop("COLUMNS", None)
     process = subprocess.Popen([EVERLOG, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
+    os.write(master, typed.encode())
     shown = b""
     try:
         while data := os.read(master, 65_536):
@@ -160,5 +169,5 @@ def on_terminal(arguments: Sequence[str], *, columns: int) -> list[str]:
     finally:
         os.close(master)
     process.wait(PATIENCE_S)
-    text = shown.decode().replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "").replace("\x1b[31m", "")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     return [line.rstrip() for line in text.splitlines()]

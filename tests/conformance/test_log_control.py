@@ -11,6 +11,7 @@ import pytest
 from tests.conformance.adapters import MemoryUnderTest
 
 from everlog.admission import Numbering, Part, Ruling, rule
+from everlog.clock import Steady
 from everlog.codec import Batch
 from everlog.conformance import cases as frame
 from everlog.conformance.log import cases
@@ -178,14 +179,8 @@ def retention_by_size_takes_a_chunk_too_much(patch: Patch) -> None:
     patch.setattr(memory, "_excess", one_more)
 
 
-def retention_goes_by_the_clock_and_not_by_the_time_of_the_log(patch: Patch) -> None:
-    retain = MemoryLog.retain
-
-    async def by_the_clock(self: MemoryLog) -> int:
-        self._last_us = 0
-        return await retain(self)
-
-    patch.setattr(MemoryLog, "retain", by_the_clock)
+def retention_goes_by_a_clock_that_jumps(patch: Patch) -> None:
+    patch.setattr(Steady, "wall_us", lambda self: self._clock.wall_us())
 
 
 def limits_that_are_set_are_not_looked_at(patch: Patch) -> None:
@@ -238,7 +233,7 @@ CAUGHT_BY: Mapping[Callable[[Patch], None], str] = {
     trimming_takes_a_chunk_too_much: "what_is_trimmed_is_gone_and_the_rest_stays",
     retention_takes_the_newest_record_of_a_key: "the_newest_record_of_each_key_stays",
     retention_by_size_takes_a_chunk_too_much: "a_partition_keeps_at_least_the_bytes_of_its_topic_and_no_chunk_more",
-    retention_goes_by_the_clock_and_not_by_the_time_of_the_log: "age_goes_by_the_time_of_the_log_which_never_goes_back",
+    retention_goes_by_a_clock_that_jumps: "a_clock_that_jumps_deletes_nothing",
     limits_that_are_set_are_not_looked_at: "limits_that_are_set_are_honoured_by_the_next_retain",
     a_reader_passes_over_what_was_deleted: "a_reader_is_told_what_was_deleted_before_it_was_read",
     what_is_gone_is_forgotten: "the_time_through_which_a_partition_is_gone_is_that_of_its_newest_deleted_record",

@@ -20,8 +20,8 @@ from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
-from everlog.store import HeldKey, Progress, Put, Unit
-from everlog.stores.sqlite import commit, held, leases, outbox, store
+from everlog.store import HeldKey, Lease, Progress, Put, Slot, Unit
+from everlog.stores.sqlite import commit, held, leases, outbox, section, store
 from everlog.stores.sqlite.commit import Span
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -189,6 +189,52 @@ def a_backup_replaces_what_is_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("os.link", os.replace)
 
 
+def a_section_forgets_to_undo(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(section.SqliteSection, "undo", section.SqliteSection.keep)
+
+
+def statements_reach_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(section, "why_refused", always(None))
+
+
+def a_call_is_done_by_halves(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(section.SqliteSection, "_executed", section.SqliteSection._guarded)
+
+
+def a_section_waits_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(section, "_GRACE_S", 4.0)
+
+
+def a_section_that_nobody_has_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(section, "_IDLE_S", 4.0)
+    patch.setattr(section.SqliteSection, "opened", _opened_whatever_comes)
+
+
+async def _opened_whatever_comes(self: section.SqliteSection) -> None:
+    await self._opened
+
+
+def old_code_takes_slots(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases, "able", sorted)
+
+
+def every_lease_is_clean(patch: pytest.MonkeyPatch) -> None:
+    whole = leases.Lease
+
+    def lease(slot: Slot, epoch: int, member: int, is_unclean: bool = False) -> Lease:
+        return whole(slot, epoch, member)
+
+    patch.setattr(leases, "Lease", lease)
+
+
+def there_is_always_room(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(commit._Held, "has_room", always(True))
+
+
+def an_attempt_needs_no_lease(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases, "check", always(None))
+
+
 PLANTED: Sequence[tuple[Plant, str]] = [
     (no_epoch_check, "who_lost_its_slot_changes_nothing_any_more"),
     (no_epoch_check, "a_released_slot_is_free_at_once_and_the_old_lease_is_void"),
@@ -211,6 +257,15 @@ PLANTED: Sequence[tuple[Plant, str]] = [
     (every_key_is_listed_whatever_is_asked_for, "parked_keys_are_found_by_key_by_type_and_by_error"),
     (a_request_is_for_what_came_since_too, "a_request_is_for_what_was_looked_at_and_for_nothing_that_came_since"),
     (nothing_waits_behind_a_refused_row, "a_refused_row_and_those_of_its_topic_and_key_behind_it_are_left_out"),
+    (a_section_forgets_to_undo, "a_piece_that_is_undone_takes_its_units_along_and_leaves_the_others"),
+    (statements_reach_everything, "transactions_are_not_a_statements_to_begin_or_end"),
+    (a_call_is_done_by_halves, "a_statement_that_fails_changes_nothing_and_what_was_before_stands"),
+    (a_section_waits_for_ever, "of_a_piece_that_keeps_the_store_for_too_long_nothing_is_stored"),
+    (a_section_that_nobody_has_goes_on, "who_is_cancelled_while_it_waits_for_a_section_keeps_nobody_out"),
+    (old_code_takes_slots, "members_whose_types_another_one_exceeds_are_not_in_the_survey_while_it_lives"),
+    (every_lease_is_clean, "a_slot_of_a_member_that_is_gone_is_taken_unclean_with_its_attempt"),
+    (there_is_always_room, "a_unit_whose_copies_have_no_room_is_not_applied"),
+    (an_attempt_needs_no_lease, "who_does_not_own_the_slot_attempts_nothing"),
     (a_backup_replaces_what_is_there, "a_backup_is_one_file_that_replaces_nothing"),
     (numbers_start_anew_with_an_empty_outbox, "rows_that_are_done_go_and_their_numbers_are_never_given_again"),
 ]

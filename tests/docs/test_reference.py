@@ -31,7 +31,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
     def walk(command: object, path: str) -> Iterator[tuple[str, list[str]]]:
         inner: dict[str, object] = getattr(command, "commands", {})
-        if not inner:
+        if not inner or getattr(command, "invoke_without_command", False):
             flags = [flag for parameter in getattr(command, "params") for flag in parameter.opts if flag.startswith("-")]  # noqa: B009 typer has no public type for it
             yield path, flags
         for name, child in inner.items():

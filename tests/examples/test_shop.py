@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as some
 
 import forecast
 import fraud
 from contracts import (
+    BranchForecast,
+    ForecastScore,
     GoodsDelivered,
     Line,
     Order,
@@ -39,7 +41,7 @@ from loyalty import CENTS_PER_POINT
 from notify import words
 from routing import REACH_KM, VANS, booked, candidates, route
 from supplier import deliver
-from world import STORES, dice, nearest, opening_stock, with_bursts
+from world import STORES, bursts, dice, endless, nearest, opening_stock, with_bursts
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
@@ -114,34 +116,60 @@ def test_a_suspected_amount_is_not_learned_but_its_time_is() -> None:
 
 # ---- forecast ----
 
-DAYS = some.lists(some.tuples(some.dates(date(2017, 1, 1), date(2017, 1, 21)), some.integers(1, 50)), min_size=1, max_size=30)
+DAYS = some.lists(some.dates(date(2017, 1, 1), date(2017, 1, 21)), min_size=1, max_size=40)
 
 
-def learned(facts: list[tuple[date, int]]) -> forecast.Demand:
-    demand: forecast.Demand | None = None
-    for day, lines in facts:
-        demand = forecast.learn(demand, day, lines)
-    assert demand is not None
-    return demand
+def learned(days: list[date]) -> tuple[forecast.Demand, ForecastScore]:
+    demand, score = forecast.learn(None, days[0]), ForecastScore()
+    for day in days[1:]:
+        before, demand = demand, forecast.learn(demand, day)
+        score = forecast.corrected(score, before, demand, min(day, before.last))
+    return demand, score
 
 
 @given(DAYS, some.randoms())
-def test_the_forecast_does_not_depend_on_the_order_in_which_facts_come(facts: list[tuple[date, int]], random: Any) -> None:
-    shuffled = list(facts)
+def test_forecast_and_error_do_not_depend_on_the_order_in_which_facts_come(days: list[date], random: Any) -> None:
+    shuffled = list(days)
     random.shuffle(shuffled)
-    one, other = learned(facts), learned(shuffled)
-    assert (one.first, one.last) == (other.first, other.last)
-    assert one.lines == pytest.approx(other.lines)
+    (one, its_score), (other, others_score) = learned(days), learned(shuffled)
+    assert one == other
+    assert msgspec.structs.astuple(its_score) == pytest.approx(msgspec.structs.astuple(others_score), abs=1e-6)
 
 
-def test_of_a_demand_that_never_changes_the_forecast_is_that_demand() -> None:
-    assert forecast.expected(learned([(date(2017, 1, day), 7) for day in range(1, 22)])) == pytest.approx(7)
+@given(DAYS, some.dates(date(2017, 1, 2), date(2017, 1, 21)))
+def test_a_days_forecast_knows_only_the_days_before_it(days: list[date], day: date) -> None:
+    past = [one for one in days if one < day]
+    assume(past and min(days) < day)
+    place = (day - min(days)).days
+    first = min(days)
+    all_days, past_days = (learned([*some_days, first, day])[0].orders[:place] for some_days in (days, past))
+    assert forecast.expected(all_days) == forecast.expected(past_days)
+
+
+def test_of_a_demand_that_never_changes_the_forecast_is_that_demand_and_misses_nothing() -> None:
+    demand, score = learned([date(2017, 1, day) for day in range(1, 22) for _ in range(7)])
+    assert forecast.expected(demand.orders) == pytest.approx(7)
+    assert msgspec.structs.astuple(score) == pytest.approx((19 * 7, 0, 0))
 
 
 def test_yesterday_counts_more_than_last_week() -> None:
-    rising = learned([(date(2017, 1, 1), 10), (date(2017, 1, 7), 70)])
-    falling = learned([(date(2017, 1, 1), 70), (date(2017, 1, 7), 10)])
-    assert forecast.expected(rising) > forecast.expected(falling)
+    assert forecast.expected((10, 0, 0, 0, 70)) > forecast.expected((70, 0, 0, 0, 10))
+
+
+async def test_forecast_says_what_it_expects_when_a_day_begins_and_not_before() -> None:
+    tx = cast("Tx", FakeTx())
+
+    async def on(day: int) -> BranchForecast | None:
+        return await forecast.watch(StockReserved("c", order(day, at=NOON + timedelta(days=day)), "330"), tx)
+
+    assert [await on(0), await on(0), await on(0)] == [None, None, None]
+    second = await on(1)
+    assert second == BranchForecast("330", date(2017, 1, 2), 3.0, 3, ForecastScore())
+    third = await on(2)
+    assert third is not None
+    assert third.expected == pytest.approx((0.9 * 3 + 1) / 1.9)
+    assert third.naive == 1
+    assert msgspec.structs.astuple(third.score) == pytest.approx((1, 2, 2))  # 3 were expected on the second day, and 1 came
 
 
 # ---- routing ----
@@ -197,15 +225,29 @@ def test_the_branches_are_the_stores_of_the_data() -> None:
     assert nearest("330")[0] == "330"
 
 
-def test_bursts_are_repeated_orders_in_the_order_of_time() -> None:
+def test_an_order_of_a_burst_looks_like_any_other_and_the_real_ones_stay_as_they_are() -> None:
     real = read_orders(500)
-    orders = with_bursts(real, 3)
-    assert [fact for fact in orders if not fact.order.id.startswith("burst-")] == real
-    assert len(orders) == 500 + 3 * 6
+    ours, orders = bursts(real, 3), with_bursts(real, 3)
+    fraudulent = [fact for burst in ours for fact in burst]
+    assert [fact for fact in orders if fact not in fraudulent] == real
+    assert len(orders) == len(real) + len(fraudulent)
     assert len({fact.order.id for fact in orders}) == len(orders)
+    assert all(fact.order.id.isdecimal() and len(fact.order.id) == len(real[0].order.id) for fact in fraudulent)
+    assert all(len({fact.customer_id for fact in burst}) == 1 for burst in ours)
     times = [fact.order.placed_at for fact in orders]
     assert times == sorted(times)
     assert orders == with_bursts(real, 3)
+
+
+def test_endless_orders_go_on_whole_weeks_later_under_other_ids() -> None:
+    real = read_orders(900)  # three days
+    orders = list(islice(endless(real), 2_000))
+    assert orders[:900] == real
+    assert len({fact.order.id for fact in orders}) == len(orders)
+    assert all(
+        later.order.placed_at - one.order.placed_at == timedelta(weeks=1)
+        for one, later in zip(orders, orders[900:], strict=False)
+    )
 
 
 def test_every_article_of_an_order_is_in_the_catalogue() -> None:
@@ -213,7 +255,7 @@ def test_every_article_of_an_order_is_in_the_catalogue() -> None:
 
 
 def test_the_poison_order_is_cleared_alone_in_its_article_and_followed_by_another_of_its_customer() -> None:
-    orders = with_bursts(read_orders(1_500), 4)
+    orders = with_bursts(read_orders(1_500), 6)
     poison = choose_poison(orders, (0.42, 0.6))
     place = orders.index(poison.fact)
     assert 0.42 <= place / len(orders) <= 0.6
@@ -229,13 +271,14 @@ Fault = Callable[[Evidence], Evidence]
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     """What a shop leaves behind in which everything went well."""
-    orders = with_bursts(read_orders(400), 3)
+    orders = with_bursts(read_orders(900), 5)
     sold = {article.sku: article.department for article in read_articles()}
     history = History()
     habits: dict[str, fraud.Habits] = {}
     left: dict[Key, int] = {}
     points: Counter[Key] = Counter()
     demand: dict[Key, forecast.Demand] = {}
+    score = ForecastScore()
     for placed in orders:
         customer, one = placed.customer_id, placed.order
         history.add(placed)
@@ -251,12 +294,13 @@ def evidence() -> Evidence:
         for sku, shelf in shelves.items():
             left.setdefault(shelf, opening_stock(one.store_id, sku, sold[sku]))
         missing = tuple(line for line in one.lines if left[shelves[line.sku]] < line.quantity)
-        lines_of = dict(Counter(sold[line.sku] for line in one.lines))
-        for department, lines in lines_of.items():
-            key = (department, one.placed_at.hour)
-            demand[key] = forecast.learn(demand.get(key), one.placed_at.date(), lines)
+        branch: Key = (one.store_id,)
+        before = demand.get(branch)
+        demand[branch] = forecast.learn(before, one.placed_at.date())
+        if before is not None:
+            score = forecast.corrected(score, before, demand[branch], min(one.placed_at.date(), before.last))
         if missing:
-            refused = StockRefused(customer, one, one.store_id, lines_of, missing)
+            refused = StockRefused(customer, one, one.store_id, missing)
             history.add(refused)
             for line in missing:
                 fact = GoodsDelivered(one.store_id, line.sku, max(12, 2 * line.quantity))
@@ -266,12 +310,12 @@ def evidence() -> Evidence:
             for line in one.lines:
                 left[shelves[line.sku]] -= line.quantity
             points[customer,] += one.total_cents // CENTS_PER_POINT
-            history.add(StockReserved(customer, one, one.store_id, lines_of))
+            history.add(StockReserved(customer, one, one.store_id))
     mails = [
         {"key": str(n), "to": fact.customer_id, "text": words(fact)}
         for n, fact in enumerate((*history.suspected, *history.answered))
     ]
-    return Evidence(orders, sold, history, left, points, demand, mails)
+    return Evidence(orders, sold, history, left, points, demand, score, mails)
 
 
 def in_evidence(name: str, change: Callable[[Any], Any]) -> Fault:
@@ -322,7 +366,11 @@ def one_more(number: int) -> int:
 
 
 def more_demand(demand: forecast.Demand) -> forecast.Demand:
-    return msgspec.structs.replace(demand, lines=demand.lines + 1)
+    return msgspec.structs.replace(demand, orders=(*demand.orders[:-1], demand.orders[-1] + 1))
+
+
+def better(score: ForecastScore) -> ForecastScore:
+    return msgspec.structs.replace(score, missed=score.missed - 1)
 
 
 def test_nothing_is_found_in_a_shop_where_everything_went_well(evidence: Evidence) -> None:
@@ -353,8 +401,9 @@ def test_nothing_is_found_in_a_shop_where_everything_went_well(evidence: Evidenc
         (in_evidence("stock", without_first_row), "a shelf on which"),
         (in_evidence("points", first_row(one_more)), "other points than earned"),
         (in_evidence("points", without_first_row), "other points than earned"),
-        (in_evidence("demand", first_row(more_demand)), "another demand"),
-        (in_evidence("demand", without_first_row), "another demand"),
+        (in_evidence("demand", first_row(more_demand)), "other orders on a day"),
+        (in_evidence("demand", without_first_row), "other orders on a day"),
+        (in_evidence("score", better), "a wrong forecast error"),
         (in_evidence("mails", doubled), "told to a customer"),
         (in_evidence("mails", lost), "told to a customer"),
     ],
@@ -366,7 +415,7 @@ def test_each_fault_is_found(evidence: Evidence, fault: Fault, found: str) -> No
 def answers(*ids: str) -> History:
     history = History()
     for number in ids:
-        history.add(StockReserved("c", order(int(number)), "330", {}))
+        history.add(StockReserved("c", order(int(number)), "330"))
     return history
 
 
@@ -390,30 +439,5 @@ def test_what_a_kill_did_is_worked_out(
 
 
 async def test_the_supplier_sends_what_was_refused() -> None:
-    refused = StockRefused("c", order(1), "330", {}, (Line("1", 2, 0), Line("2", 30, 0)))
+    refused = StockRefused("c", order(1), "330", (Line("1", 2, 0), Line("2", 30, 0)))
     assert await deliver(refused) == [GoodsDelivered("330", "1", 12), GoodsDelivered("330", "2", 60)]
-
-
-# ---- the demo ----
-
-
-def test_the_demo_adds_up(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOG_", "SHOP_"))}
-    command = [sys.executable, str(SHOP / "demo.py"), "--fast", "--plain", "--folder", str(tmp_path / "demo")]
-    demo = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        printed, _ = demo.communicate(timeout=150)
-    except subprocess.TimeoutExpired:
-        demo.terminate()  # it ends its processes
-        printed, _ = demo.communicate(timeout=30)
-        pytest.fail(f"the demo did not end:\n{printed}")
-    assert demo.returncode == 0, printed
-    for line in (
-        "input      1,500 real orders, and 24 of ours in 4 fraud bursts",
-        "decided    1,524, each exactly once",
-        "0 lost, 0 doubled",
-        "loyalty joined late",
-        "everlog parked redrive inventory",
-        "they add up",
-    ):
-        assert line in printed, printed

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tests.conformance.adapters import LOGS
 
+from everlog.clock import Steady
 from everlog.dedupe import Seen
 from everlog.errors import RecordsGone, SequenceReused
 from everlog.log import Log, ProducerBatch, Reader, Status, TopicSpec
@@ -49,6 +50,7 @@ class LogModel(RuleBasedStateMachine):
         self.held: list[list[tuple[str, int]]] = [[] for _ in range(PARTITIONS)]
         self.gone = [0] * PARTITIONS
         self.latest_us = self.harness.clock.wall_us()
+        self.steady = Steady(self.harness.clock)
         self.seen: dict[tuple[str, int], set[int]] = {}
         self.sent = {(sender, partition): 0 for sender in "AB" for partition in range(PARTITIONS)}
         self.read: dict[int, int] = {}  # of each partition that is assigned: how many records were read
@@ -153,8 +155,7 @@ class LogModel(RuleBasedStateMachine):
         deleted = self.run(retained())
         first = self.run(self.log.first(TOPIC)).offsets
         assert deleted == sum(first[TopicPartition(TOPIC, p)] + 1 - self.gone[p] for p in range(PARTITIONS))
-        newest_us = max((one.logged_at_us for records in before for one in records), default=0)
-        surely_us = max(newest_us, self.harness.clock.wall_us()) - KEEP_S * 1_000_000
+        surely_us = self.steady.wall_us() - KEEP_S * 1_000_000
         for p, records in enumerate(before):
             gone = first[TopicPartition(TOPIC, p)] + 1 - self.gone[p]
             assert all(one.logged_at_us >= surely_us for one in records[gone:])

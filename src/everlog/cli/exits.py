@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from everlog.cli.terminal import printable
 from everlog.errors import EverlogError, StartRefused
 
 FAILED: Final = 1
@@ -51,7 +52,7 @@ def report(error: Exception, *, is_debug: bool) -> int:
     """Say on stderr what went wrong, and return the exit code that stands for it."""
     if is_debug:
         traceback.print_exception(error)
-    line = _line(error)
+    line = printable(_line(error))  # it may quote what the log holds, or what was typed
     if line:
         with suppress(OSError):  # nobody reads it
             print(f"everlog: {line}", file=sys.stderr, flush=True)

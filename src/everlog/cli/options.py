@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,6 +58,22 @@ def settings_from(
         changes["accept_new_store"] = True
     # Mypy cannot see which field each value belongs to; `Settings` checks what they hold.
     return dataclasses.replace(Settings().from_env(), **changes)  # type: ignore[arg-type]
+
+
+def confirm(question: str, *, is_sure: bool) -> None:
+    """Ask, and go on only with a yes. Where nobody can be asked, only a flag is one.
+
+    Raises:
+        CommandRefused: Nobody can be asked, and `--yes` was not given.
+        Abort: The answer is no.
+    """
+    if is_sure:
+        return
+    if not sys.stdin.isatty():
+        raise CommandRefused(
+            "nothing was changed: this asks first, and stdin is no terminal; look at what it would do, and say --yes"
+        )
+    typer.confirm(question, abort=True, err=True)
 
 
 @asynccontextmanager

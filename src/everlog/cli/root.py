@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from everlog.cli.backup import backup
+from everlog.cli.doctor import doctor
 from everlog.cli.exits import CommandLine
 from everlog.cli.parked import app as parked
 from everlog.cli.publish import publish
 from everlog.cli.retire import retire
 from everlog.cli.run import run
+from everlog.cli.skipped import app as skipped
 from everlog.cli.status import status
 from everlog.cli.tail import tail
-from everlog.cli.topics import topics
+from everlog.cli.topics import app as topics
 from everlog.cli.verify import verify
 
 app = typer.Typer(cls=CommandLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -37,8 +40,11 @@ def root(
 app.command("run")(run)
 app.command("publish")(publish)
 app.command("tail")(tail)
-app.command("topics")(topics)
+app.add_typer(topics, name="topics")
 app.command("status")(status)
 app.add_typer(parked, name="parked")
+app.add_typer(skipped, name="skipped")
 app.command("retire")(retire)
 app.command("verify")(verify)
+app.command("backup")(backup)
+app.command("doctor")(doctor)

@@ -15,13 +15,14 @@ from typing import Annotated, Final, Literal
 import typer
 from rich.table import Table
 
+from everlog.cli.holding import standing_warnings
 from everlog.cli.modules import apps_of
 from everlog.cli.notify import ServiceManager
 from everlog.cli.options import LogUrl, NoCreateTopics, StoreUrl, settings_from
 from everlog.cli.pulse import Pulse
 from everlog.cli.reload import check_installed
 from everlog.cli.supervisor import Supervisor
-from everlog.cli.terminal import counted, screen
+from everlog.cli.terminal import counted, printable, screen
 from everlog.cli.worker import Work
 from everlog.clock import SystemClock
 from everlog.errors import CommandRefused, FeatureMissing
@@ -215,6 +216,9 @@ def _show(ready: Ready) -> None:
     with suppress(OSError):  # nobody reads it; the app works on
         console.print(f"{ready.app} is running", style="bold")
         console.print(grid)
+        for subscription in ready.status.subscriptions:
+            for line in standing_warnings(ready.app, subscription):
+                console.print(f"  {line}", style="red", soft_wrap=True)
 
 
 def standing(subscription: SubscriptionStatus) -> str:
@@ -247,7 +251,7 @@ class _OneLine(logging.Formatter):
     """A line for each message, whatever it holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ⏎ ".join(super().format(record).splitlines())
+        return " ⏎ ".join([printable(line) for line in super().format(record).splitlines()])
 
 
 def _log_to_stderr(level: str, *, worker: int | None) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from everlog.cli.exits import LAGS
+from everlog.cli.holding import full_line, is_full, paused_line
 from everlog.cli.options import AsJson, LogUrl, existing_log, settings_from
 from everlog.cli.terminal import age, ago, iso_time, print_json, screen, table
-from everlog.clock import SystemClock
+from everlog.clock import AHEAD_US, SystemClock, to_datetime
+from everlog.log import Log
 from everlog.settings import Settings, resolve, shown
 from everlog.subscriptions.report import Lag, read_lags
-
-_AHEAD_US: Final = 60_000_000
-"""A log whose time is further ahead than this has a machine with a wrong clock among its writers."""
 
 
 def status(
@@ -28,11 +27,20 @@ def status(
 ) -> None:
     """Show how far behind each subscription is, and what it holds back. Reads only the log."""
     settings, now_us = settings_from(log_url=log_url), SystemClock().wall_us()
-    lags = asyncio.run(_lags(settings, now_us))
+    lags, is_ahead = asyncio.run(_read(settings, now_us))
     if as_json:
-        print_json({"log": shown(resolve(settings.log_url)), "subscriptions": [_shown(lag) for lag in lags]})
+        print_json(
+            {
+                "log": shown(resolve(settings.log_url)),
+                "is_ahead": is_ahead,
+                "subscriptions": [_shown(lag) for lag in lags],
+            }
+        )
     else:
         _print(lags, settings, now_us)
+    if is_ahead:
+        text = "everlog: the log's time is more than a minute ahead of this machine's: one of the clocks is wrong, or was"
+        screen(stderr=True).print(text, soft_wrap=True)
     late = [lag for lag in lags if max_lag is not None and lag.count > max_lag]
     if late:
         names = ", ".join(f"{_name(lag)} ({lag.count:,})" for lag in late)
@@ -40,9 +48,22 @@ def status(
         raise typer.Exit(LAGS)
 
 
-async def _lags(settings: Settings, now_us: int) -> list[Lag]:
+async def _read(settings: Settings, now_us: int) -> tuple[list[Lag], bool]:
     async with existing_log(settings) as log:
-        return await read_lags(log, now_us)
+        return await read_lags(log, now_us), await _is_ahead(log, now_us)
+
+
+async def _is_ahead(log: Log, now_us: int) -> bool:
+    """Return whether the log holds records of a time that is more than a minute ahead."""
+    if not log.features.log_time:
+        return False
+    limit = to_datetime(now_us + AHEAD_US)
+    for spec in await log.topics():
+        head = await log.head(spec.name)  # first: what comes in between is not ahead
+        position = await log.position_at(spec.name, limit)
+        if any(position.offsets[where] < offset for where, offset in head.offsets.items()):
+            return True
+    return False
 
 
 def _name(lag: Lag) -> str:
@@ -64,18 +85,23 @@ def _print(lags: list[Lag], settings: Settings, now_us: int) -> None:
         report = lag.report
         outbox = f"{report.outbox:,}" + (f" ({report.outbox_parked:,} refused)" if report.outbox_parked else "")
         made.add_row(
-            _name(lag),
+            Text(_name(lag), style="red" if report.paused is not None else ""),
             _number(lag.count, "yellow"),
             age(lag.age_s) if lag.age_s is not None else "–",
             _number(report.blocked_keys, "yellow"),
             _number(report.parked_keys, "red"),
-            f"{report.held_records:,}",
+            Text(f"{report.held_records:,}", style="red" if is_full(report.held_records, report.held_bytes) else ""),
             outbox,
             ago(lag.reported_us, now_us),
         )
     console.print(made)
-    if any(lag.reported_us > now_us + _AHEAD_US for lag in lags):
-        console.print("the log's time is more than a minute ahead of this machine's: one of the clocks is wrong")
+    for lag in lags:
+        report = lag.report
+        if report.paused is not None:
+            console.print(paused_line(_name(lag), report.paused), style="red", soft_wrap=True)
+        if is_full(report.held_records, report.held_bytes):
+            line = full_line(report.app, _name(lag), report.held_records, report.held_bytes)
+            console.print(line, style="yellow", soft_wrap=True)
 
 
 def _number(number: int, style: str) -> Text:
@@ -95,6 +121,9 @@ def _shown(lag: Lag) -> dict[str, Any]:
         "blocked_keys": report.blocked_keys,
         "parked_keys": report.parked_keys,
         "held_records": report.held_records,
+        "held_bytes": report.held_bytes,
+        "is_full": is_full(report.held_records, report.held_bytes),
+        "paused": report.paused,
         "outbox": report.outbox,
         "outbox_parked": report.outbox_parked,
         "reported_at": iso_time(lag.reported_us),

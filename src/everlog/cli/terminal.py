@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Self
 
 import msgspec
 from rich.console import Console
@@ -14,6 +15,7 @@ from everlog.clock import to_datetime
 
 _WIDE: Final = 10_000
 """Columns of what is no terminal: a pipe gets whole lines."""
+_OBEYED: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Screen(Console):
@@ -43,8 +45,38 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def print_json(value: object) -> None:
     """Print one JSON document to stdout."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(_json(value) + "\n")
     sys.stdout.flush()
+
+
+def _json(value: object) -> str:
+    """Return indented JSON. JSON itself escapes what is below U+0020; a terminal also obeys what is above U+007E."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class JsonArray:
+    """One JSON array on stdout, an element at a time, so that it may be longer than memory.
+
+    A context manager. What fails before the first element prints nothing; what fails later leaves an array without its end.
+    """
+
+    def __init__(self) -> None:
+        self._is_empty = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            sys.stdout.write("[]\n" if self._is_empty else "\n]\n")
+            sys.stdout.flush()
+
+    def add(self, value: object) -> None:
+        """Print an element."""
+        text = _json(value).replace("\n", "\n  ")  # a line end inside a string is written as an escape
+        sys.stdout.write(("[\n  " if self._is_empty else ",\n  ") + text)
+        self._is_empty = False
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from weakref import WeakSet
 import msgspec
 
 from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
-from everlog.clock import Clock, to_us
+from everlog.clock import Clock, Steady, to_us
 from everlog.codec import Batch, Chunk, encode_chunk, split
 from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused, RecordsGone, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
@@ -118,6 +118,7 @@ class MemoryLog:
         self.identity: UUID = uuid4()
         self.features: Features = _FEATURES
         self._clock = clock
+        self._steady = Steady(clock)
         self._topics: dict[str, TopicSpec] = {}
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._numbers: dict[str, dict[TopicPartition, Numbering]] = {}  # by producer
@@ -282,7 +283,7 @@ class MemoryLog:
 
     async def retain(self) -> int:
         self._check_open()
-        self._last_us = now_us = max(self._last_us, self._clock.wall_us())
+        now_us = self._steady.wall_us()
         gone = 0
         for where, partition in list(self._partitions.items()):
             gone += partition.drop(_excess(self._spec(where.topic), partition, now_us))

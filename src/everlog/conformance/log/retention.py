@@ -30,6 +30,7 @@ from everlog.position import BEGINNING, Offset, Position, TopicPartition
 
 _ZERO: Final = TopicPartition(TOPIC, 0)
 _ONE: Final = TopicPartition(TOPIC, 1)
+_DAY_S: Final = 86_400.0
 _MINUTE_S: Final = 60.0
 _SMALL: Final = 25_000
 _LIMITED: Final = "conformance.limited"
@@ -142,14 +143,17 @@ async def the_newest_records_too_become_too_old(harness: LogUnderTest) -> None:
 
 
 @case(needs="retention")
-async def age_goes_by_the_time_of_the_log_which_never_goes_back(harness: LogUnderTest) -> None:
+async def a_clock_that_jumps_deletes_nothing(harness: LogUnderTest) -> None:
     async with opened(harness) as log:
-        await _limited(log, keep_s=_MINUTE_S)
+        await _limited(log, keep_s=_DAY_S)
         await log.append(_LIMITED, records(0, 3))
-        harness.clock.advance(_MINUTE_S + 1)
+        harness.clock.jump(365 * _DAY_S)
+        same(await log.retain(), 0, "the number of records deleted while the clock is a year ahead")
         await log.append(TOPIC, [record(3)])
-        harness.clock.jump(-3600)
-        same(await log.retain(), 3, "the number of records deleted while the clock is behind")
+        same(await log.retain(), 0, "the number of records deleted once the log's time is a year ahead")
+        harness.clock.jump(-365 * _DAY_S)
+        harness.clock.advance(_DAY_S + 1)
+        same(await log.retain(), 3, "the number of records deleted when they are a day old")
 
 
 @case(needs="retention")

@@ -122,7 +122,7 @@ async def a_unit_whose_copies_have_no_room_is_not_applied(harness: StoreUnderTes
         later = worker.writing({'["b"]': Put(number(1))}, "b", finishes=finished(4))
         found = await worker.commit(fitting, full, later, progress=[progress(4)])
         same(found, [Outcome.COMMITTED, Outcome.FULL, Outcome.DROPPED], "the outcomes")
-        same((await held_offsets(worker.store, "a"), await held_offsets(worker.store, "b")), ([1, 2], []), "what is held")
+        same([await held_offsets(worker.store, key) for key in "ab"], [[1, 2], list[int]()], "what is held")
         same(await value_of(worker.store, '["b"]'), None, "the row of who came later in its lane")
         same(list((await worker.store.load(worker.leases[SLOT])).progress), [progress(4, [3, 4])], "the progress")
         same(await worker.commit(full), [Outcome.FULL], "the outcome in a commit of its own")

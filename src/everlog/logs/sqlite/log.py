@@ -13,7 +13,7 @@ from uuid import UUID
 import apsw
 import msgspec
 
-from everlog.clock import Clock, to_us
+from everlog.clock import Clock, Steady, to_us
 from everlog.codec import Batch
 from everlog.drivers.sqlite.database import Database, NothingStored, OutcomeUnknown
 from everlog.drivers.sqlite.rows import first_of, rows_of
@@ -50,7 +50,7 @@ class SqliteLog:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
-        self._clock = clock
+        self._steady = Steady(clock)
         self._ids: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._keep_newest: dict[str, bool] = {}
@@ -236,7 +236,7 @@ class SqliteLog:
 
     async def retain(self) -> int:
         with self.reading() as connection:
-            marks = marks_by_limits(connection, self._clock.wall_us())
+            marks = marks_by_limits(connection, self._steady.wall_us())
         return await self._delete(marks)
 
     async def _delete(self, marks: Sequence[Mark]) -> int:

@@ -75,13 +75,15 @@ class Mark(NamedTuple):
 
 
 def marks_by_limits(connection: apsw.Connection, wall_us: int) -> list[Mark]:
-    """Return where the limits of the topics stand now, by the log's time."""
+    """Return where the limits of the topics stand at a moment.
+
+    Not by the time of the newest record: one writer whose clock is ahead would have everything deleted as old.
+    """
     found: list[Mark] = []
-    now_us = max(wall_us, first_of(connection, "SELECT at_us FROM head"))
     for topic, encoded in rows_of(connection, "SELECT id, spec FROM topic"):
         spec = _specs.decode(encoded)
         if spec.keep_s is not None or spec.keep_bytes is not None:
-            before_us = 0 if spec.keep_s is None else now_us - spec.keep_s * 1_000_000
+            before_us = 0 if spec.keep_s is None else wall_us - spec.keep_s * 1_000_000
             limits = (spec.keep_s, spec.keep_bytes)
             found.extend(Mark(topic, part, limits, before_us, spec.keep_bytes) for part in range(spec.partitions))
     return found

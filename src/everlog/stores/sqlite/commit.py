@@ -104,6 +104,7 @@ def commit(
         outcomes.append(outcome)
         if outcome is Outcome.COMMITTED:
             applied.append(unit)
+            held.add(unit)
             continue
         if unit.lane is not None:
             broken_lanes.add(lane)
@@ -175,22 +176,27 @@ class _Held:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._more: dict[str, Room] = {}
+        self._held: dict[str, Room] = {}
 
     def has_room(self, unit: Unit) -> bool:
-        """Tell whether the unit's copies fit; where they do, they are counted."""
+        """Tell whether the unit's copies fit."""
         if unit.room is None:
             return True
+        after = self._with(unit)
+        return after.records <= unit.room.records and after.size_bytes <= unit.room.size_bytes
+
+    def add(self, unit: Unit) -> None:
+        """Count the copies of a unit that is applied."""
+        if unit.holds:
+            self._held[unit.slot.subscription] = self._with(unit)
+
+    def _with(self, unit: Unit) -> Room:
         name = unit.slot.subscription
-        held = self._more.get(name)
+        held = self._held.get(name)
         if held is None:
             rows = rows_of(self._connection, "SELECT records, bytes FROM holding WHERE subscription = ?", (name,))
             held = Room(*rows[0]) if rows else Room(0, 0)
-        size = sum(len(hold.record.data) for hold in unit.holds)
-        if held.records + len(unit.holds) > unit.room.records or held.size_bytes + size > unit.room.size_bytes:
-            return False
-        self._more[name] = Room(held.records + len(unit.holds), held.size_bytes + size)
-        return True
+        return Room(held.records + len(unit.holds), held.size_bytes + sum(len(hold.record.data) for hold in unit.holds))
 
 
 class _Rows:
