@@ -11,12 +11,14 @@ import httpx
 import msgspec
 
 from everlog import App, Client, Delivery, Event, Record, Retry, Settings, State, Topic, Tx
+from everlog.errors import PoisonAt
 
 # ---- contracts: all that services share ----
 
 orders = Topic("shop.orders", key="customer_id")
 reservations = Topic("shop.reservations", key="order_id", partitions=4, keep_s=86_400.0)
 readings = Topic("shop.readings", key=None)
+prices = Topic("shop.prices", key="sku", keep_bytes=500_000_000, keep_newest=True)
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -123,6 +125,39 @@ async def with_resources(order: OrderCancelled, tx: Tx[httpx.AsyncClient]) -> No
     print([record.offset for record in tx.records])
 
 
+@emails.on(StockReserved)
+def plain(fact: StockReserved, tx: Tx[httpx.AsyncClient]) -> StockRefused | None:
+    tx.put(sent, fact.order_id, "reserved")
+    return None if fact.order_id else StockRefused(fact.order_id)
+
+
+# ---- batches ----
+
+warehouse = App("warehouse")
+counts = warehouse.state("counts/1", int)
+
+
+@warehouse.on_batch(OrderPlaced)
+async def load(orders: list[OrderPlaced], tx: Tx) -> Sequence[StockReserved]:
+    assert_type(await tx.get(counts, "orders", 0), int)
+    tx.add(counts, "orders", len(orders))
+    for record in tx.records:
+        tx.publish(StockReserved(record.id), cause=record)
+    return [StockReserved(order.order_id) for order in orders]
+
+
+@warehouse.on_batch(StockReserved, StockRefused, most=500, wait_s=0.5)
+def load_plain(facts: list[StockReserved | StockRefused]) -> None:
+    for index, fact in enumerate(facts):
+        if not fact.order_id:
+            raise PoisonAt(index)
+
+
+@warehouse.on_batch(OrderCancelled, most=10)
+def load_with_tx(orders: list[OrderCancelled], tx: Tx) -> None:
+    tx.add(counts, "cancelled", len(orders))
+
+
 # ---- a client ----
 
 
@@ -140,3 +175,5 @@ async def test_a_handler_stays_a_plain_function(tx: Tx) -> None:
     """A decorator returns what it was given, so that a test calls it with the types it was declared with."""
     order = OrderPlaced("1", "c", "b", (Line("apple", 1),))
     assert_type(await reserve(order, tx), StockReserved | StockRefused)
+    assert_type(await load([order], tx), Sequence[StockReserved])
+    assert_type(load_plain([StockReserved("1"), StockRefused("1")]), None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import httpx
 
 from everlog import App, Client, Delivery, Event, Retry, Settings, Topic, Tx
-from typing_checks.good import Line, OrderCancelled, OrderPlaced, StockRefused, StockReserved, notify, stock
+from everlog.errors import PoisonAt
+from typing_checks.good import Line, OrderCancelled, OrderPlaced, StockRefused, StockReserved, load, load_plain, notify, stock
 
 # ---- declarations ----
 
 keyless = Topic("shop.keyless")  # must be reported: say what the key is, even when it is `None`
 twelve = Topic("shop.twelve", key="order_id", partitions="12")  # must be reported
+week = Topic("shop.week", key="order_id", keep_s="7d")  # must be reported
 later = Delivery(start="later")  # must be reported
 many = Retry(attempts="many")  # must be reported
 ignored = Delivery(on_error={OSError: "ignore"})  # must be reported
@@ -60,8 +62,52 @@ async def result_is_text(order: OrderPlaced) -> str:
 async def other_resources(order: OrderPlaced, tx: Tx[httpx.AsyncClient]) -> None: ...
 
 
-@app.on(OrderCancelled)  # must be reported: a handler is async
-def not_async(order: OrderCancelled, tx: Tx) -> None: ...
+@app.on(OrderPlaced)  # must be reported: the handler takes another type, and being plain does not change that
+def another_type_plain(fact: StockReserved, tx: Tx) -> None: ...
+
+
+@app.on(OrderPlaced)  # must be reported: only events are results
+def plain_result_is_text(order: OrderPlaced) -> str:
+    return order.order_id
+
+
+@app.on_batch(OrderPlaced)  # must be reported: a batch is a list
+async def no_list(order: OrderPlaced) -> None: ...
+
+
+@app.on_batch(OrderPlaced)  # must be reported: the list is of another type
+async def another_list(facts: list[StockReserved], tx: Tx) -> None: ...
+
+
+@app.on_batch(StockReserved, StockRefused)  # must be reported: the list has events of both types
+def list_of_one(facts: list[StockReserved]) -> None: ...
+
+
+@app.on(OrderPlaced)  # must be reported: one event is no list
+async def list_of_events(orders: list[OrderPlaced]) -> None: ...
+
+
+@app.on_batch(OrderPlaced)  # must be reported: only events are results
+async def batch_result_is_a_number(orders: list[OrderPlaced]) -> int:
+    return len(orders)
+
+
+@app.on_batch(OrderPlaced, most="10")  # must be reported
+async def size_is_text(orders: list[OrderPlaced]) -> None: ...
+
+
+@app.on_batch(OrderPlaced, wait=1.0)  # must be reported: it is `wait_s`
+async def no_unit(orders: list[OrderPlaced]) -> None: ...
+
+
+@app.on_batch(OrderPlaced, 10)  # must be reported: sizes are named
+async def size_without_a_name(orders: list[OrderPlaced]) -> None: ...
+
+
+async def call_handlers(tx: Tx) -> None:
+    await load_plain([])  # must be reported: a plain function is not awaited
+    await load([StockReserved("1")], tx)  # must be reported: of another type
+    raise PoisonAt("1")  # must be reported: the place in the batch
 
 
 @notify.on(OrderCancelled)

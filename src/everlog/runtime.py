@@ -115,9 +115,10 @@ class AppRuntime:
             resources: object = None
             if self._declaration.lifespan is not None:
                 resources = await stack.enter_async_context(self._declaration.lifespan())
+            stack.callback(self._close_engines)
             await self._build(resources, status)
             tasks = [asyncio.create_task(work) for work in self._work()]
-            stack.push_async_callback(_cancelled, tasks)
+            stack.push_async_callback(_cancelled, tasks, self._end)
             if on_ready is not None:
                 url = shown(resolve(self._settings.store_url, app=self._declaration.name))
                 now = await self.store.status()
@@ -298,6 +299,10 @@ class AppRuntime:
                         _logger.info("%s: deleted %d events that their topics no longer keep", self._declaration.name, deleted)
             await self._clock.sleep(RETAIN_EVERY_S)
 
+    def _close_engines(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+
     def accuse_running(self, task: asyncio.Task[Any] | None) -> str | None:
         """Store what the handler that keeps the event loop is called for; returns the subscription, or ``None`` where it is no handler here."""
         return next((whose for engine in self._engines.values() if (whose := engine.accuse_running(task)) is not None), None)
@@ -316,8 +321,6 @@ class AppRuntime:
                 self._declaration.name,
                 self._settings.grace_s,
             )
-        for engine in self._engines.values():
-            engine.close()
 
 
 def _watchdog(declarations: Sequence[AppDeclaration], apps: Sequence[AppRuntime]) -> Watchdog:
@@ -329,10 +332,20 @@ def _watchdog(declarations: Sequence[AppDeclaration], apps: Sequence[AppRuntime]
     return Watchdog(max(limits) + IGNORED_S, accuse=accuse, end=end_process)
 
 
-async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancelled(tasks: Sequence[asyncio.Task[None]], end: Callable[[str], NoReturn]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if not tasks:
+        return
+    ended, left = await asyncio.wait(tasks, timeout=IGNORED_S)
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # looked at: whoever cancels has its reason already
+    if left:
+        end(
+            f"a handler has ignored for {IGNORED_S:g} s that it was cancelled at the end of the grace period: the process ends without it, and "
+            f"what it was doing is handled again"
+        )
 
 
 async def run_apps(
@@ -358,14 +371,24 @@ async def run_apps(
         try:
             careful = Careful()
             apps = [AppRuntime(declaration, log, settings, clock, careful=careful) for declaration in declarations]
-            watching = asyncio.create_task(_watchdog(declarations, apps).run())
-            runs = [asyncio.create_task(app.run(stop, on_ready)) for app in apps]
+            watching: list[asyncio.Task[None]] = []
+            to_come = len(apps)
+
+            def ready(app: Ready) -> None:
+                nonlocal to_come
+                to_come -= 1
+                if not to_come:  # not before: a lifespan may load something large
+                    watching.append(asyncio.create_task(_watchdog(declarations, apps).run()))
+                if on_ready is not None:
+                    on_ready(app)
+
+            runs = [asyncio.create_task(app.run(stop, ready)) for app in apps]
             try:
                 await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 stop.set()
                 results = await asyncio.gather(*runs, return_exceptions=True)
-                await _cancelled([watching])
+                await _cancelled(watching, end_process)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result

@@ -206,7 +206,6 @@ def a_section_waits_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_section_that_nobody_has_goes_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(section, "_IDLE_S", 4.0)
     patch.setattr(section.SqliteSection, "opened", _opened_whatever_comes)
 
 
@@ -219,7 +218,7 @@ def old_code_takes_slots(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_lease_is_clean(patch: pytest.MonkeyPatch) -> None:
-    whole = leases.Lease
+    whole = Lease
 
     def lease(slot: Slot, epoch: int, member: int, is_unclean: bool = False) -> Lease:
         return whole(slot, epoch, member)

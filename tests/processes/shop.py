@@ -19,6 +19,8 @@ from everlog.subscriptions.run import Run
 PARTITIONS = 8
 KEYS = [f"k{n}" for n in range(200)]
 GROUPS = 3
+LINE_EVERY = 7
+"""Every so many events write a line into a table of the app's own."""
 SHARE_EVERY = 10
 """Every so many events write a row that all processes write."""
 PAUSE_S = 0.02
@@ -60,6 +62,9 @@ async def handle(event: Ordered, tx: Tx) -> Done:
     mine = await tx.get(journal, event.key, list[tuple[str, int]]())
     if event.n % SHARE_EVERY == 0:
         tx.put(shared, group_of(event.key), await tx.get(shared, group_of(event.key), 0) + 1)
+    if event.n % LINE_EVERY == 0:
+        await tx.sql("CREATE TABLE IF NOT EXISTS lines (place INTEGER PRIMARY KEY, key TEXT, sender TEXT, n INTEGER)")
+        await tx.sql("INSERT INTO lines (key, sender, n) VALUES (?, ?, ?)", event.key, event.by, event.n)
     if dice.random() < 0.2:
         await asyncio.sleep(0)
     if dice.random() < 0.01:

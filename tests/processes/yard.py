@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from tests.processes.shop import SHARE_EVERY, Done, Ordered, orders, results
+from tests.processes.shop import LINE_EVERY, SHARE_EVERY, Done, Ordered, orders, results
 from tests.subscriptions.chaos import Outcome, Sent, faults, read_rows
 
 import everlog
@@ -177,6 +177,17 @@ class Yard:
             reader.close()
         return found
 
+    async def lines(self) -> list[tuple[Any, ...]]:
+        """Return the rows of the app's own table, in the order in which they came."""
+        section = await self.store.section()
+        try:
+            await section.mark(within_s=5)
+            if not await section.execute("SELECT 1 FROM sqlite_schema WHERE name = 'lines'", ()):
+                return []
+            return await section.execute("SELECT key, sender, n FROM lines ORDER BY place", ())
+        finally:
+            await section.roll_back()
+
     async def faults(self) -> list[str]:
         """Compare: what was acknowledged is in the log once; what is in the log has its effects once, in order."""
         logged = [contract_of(Ordered).decode(record.data) for record in await self.records(orders.name)]
@@ -203,6 +214,11 @@ class Yard:
         for key, handled in journal.items():
             if handled != [(event.by, event.n) for event in logged if event.key == key]:
                 wrong.append(f"{key}: handled in another order than logged")
+        lines = await self.lines()
+        for key, handled in journal.items():
+            expected = [(by, n) for by, n in handled if n % LINE_EVERY == 0]
+            if [(by, n) for k, by, n in lines if k == key] != expected:
+                wrong.append(f"{key}: its lines are not those of its state")
         found = Outcome(
             journal, cast("Any", rows["totals/1"]), cast("Any", rows["shared/1"]),
             [(one.key, one.text) for one in done], [record.id for record in emitted],

@@ -24,6 +24,7 @@ from everlog.record import NewRecord, StoredRecord
 from everlog.store import (
     RELAY,
     AppSpec,
+    Attempt,
     Cause,
     Emitted,
     Hold,
@@ -31,6 +32,7 @@ from everlog.store import (
     Outcome,
     Progress,
     Put,
+    Skip,
     Slot,
     StateKey,
     Store,
@@ -377,7 +379,16 @@ async def test_the_last_word_on_a_timer_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        ("UPDATE held SET record = x'00'", "held: the record in row 1"),
+        ("UPDATE held SET record = zeroblob(length(record))", "held: the record in row 1"),
+        ("UPDATE skipped SET record = x'c1'", "skipped: the record in row 1"),
+        ("UPDATE attempt SET attempt = x'c1'", "attempt: the attempt in row 1"),
+        ("UPDATE holding SET records = 2", "holding: 2 records of"),
+        ("UPDATE holding SET bytes = 7", "holding: 1 records of 7 bytes are counted of 'a', and 1 of"),
+        ("DELETE FROM holding", "holding: 0 records of 0 bytes are counted of 'a', and 1 of"),
+        (
+            "INSERT INTO holding VALUES ('gone', 1, 1)",
+            "holding: 1 records of 1 bytes are counted of 'gone', and 0 of 0 bytes are held",
+        ),
         ("UPDATE outbox SET record = x'c1'", "outbox: the record in row 1"),
         ("UPDATE outbox SET sequence = 7", "outbox: row 1 has number 7 of t/0, where numbers up to 0 were given"),
         ("UPDATE progress SET through = 2", "progress of 'a' in t/0: the unfinished offsets are out of order or above 2"),
@@ -392,8 +403,10 @@ async def test_verify_says_what_is_wrong(damage: str, found: str, tmp_path: Path
         assert relay is not None
         event = Emitted("t", NewRecord("t.happened/1", b"{}", "k", 0, "a", 0))
         at = Progress(TopicPartition("t", 0), Offset(5), [Offset(3)])
-        await store.commit([Unit(slot=SLOT, lane=None, version=1, holds=[hold(1)], emits=[event])], [lease], [(SLOT, at)])
+        changes = Unit(slot=SLOT, lane=None, version=1, holds=[hold(1)], emits=[event], skips=[Skip("k", hold(1).record, "no")])
+        await store.commit([changes], [lease], [(SLOT, at)])
         await store.number(relay, [1])
+        await store.attempt(lease, Attempt([(at.where, Offset(3))]))
         assert list(await store.verify()) == []
         raw(path).execute(damage)
         (line,) = await store.verify()

@@ -28,6 +28,7 @@ from everlog.store import (
     Outcome,
     Progress,
     Put,
+    Room,
     ScanRead,
     Slot,
     StateKey,
@@ -61,6 +62,7 @@ class Wish:
     writes: dict[str, Write]
     emits: int
     holds: list[str]
+    most_held: int | None
 
 
 WISHES = st.builds(
@@ -71,6 +73,7 @@ WISHES = st.builds(
     writes=st.dictionaries(st.sampled_from(KEYS), WRITES, max_size=2),
     emits=st.integers(0, 2),
     holds=st.lists(st.sampled_from(["k", "l"]), max_size=2),
+    most_held=st.sampled_from([None, None, 1, 3, 6]),
 )
 
 
@@ -96,11 +99,17 @@ class Model:
     unfinished: set[int] = field(default_factory=set[int])
     owner: int | None = None
 
+    @property
+    def held_records(self) -> int:
+        return sum(len(offsets) for offsets in self.held.values())
+
     def seen(self, age: int) -> dict[str, tuple[int | str, int]]:
         """Return the rows as they were `age` commits ago."""
         return self.rows if age == 0 or not self.past else self.past[-min(age, len(self.past))]
 
     def apply(self, unit: Unit) -> Outcome:
+        if unit.holds and unit.room is not None and self.held_records + len(unit.holds) > unit.room.records:
+            return Outcome.FULL
         for (_, key), version in unit.reads.items():
             if self.rows.get(key, (None, 0))[1] != version:
                 return Outcome.CONFLICT
@@ -158,6 +167,8 @@ class TwoMembers(RuleBasedStateMachine):
         member, owner = self.members[who], self.model.owner
         lease = self.runner.run(member.store.acquire(SLOT))
         if owner == who:
+            assert lease is not None
+            assert member.lease is not None
             assert (lease.slot, lease.epoch) == (member.lease.slot, member.lease.epoch)
         elif owner is not None and self.members[owner].is_live:
             assert lease is None
@@ -224,6 +235,7 @@ class TwoMembers(RuleBasedStateMachine):
             writes={self._row(key): write for key, write in wish.writes.items()},
             emits=[_emitted(self.count * 10 + n) for n in range(wish.emits)],
             holds=[_hold(key, self.count * 10 + n) for n, key in enumerate(wish.holds)],
+            room=None if wish.most_held is None else Room(wish.most_held, 1 << 30),
         )
 
     def _row(self, key: str) -> StateKey:
@@ -262,6 +274,9 @@ class TwoMembers(RuleBasedStateMachine):
         for key, offsets in model.held.items():
             assert [one.record.offset for one in await store.held(SLOT, key, limit=10_000)] == offsets
         progress = [(at.through, set(at.unfinished)) for one in (await store.status()).subscriptions for at in one.progress]
+        (status,) = (await store.status()).subscriptions
+        assert status.held_records == model.held_records
+        assert await store.verify() == []
         assert progress == ([(model.through, model.unfinished)] if model.through >= 0 else [])
 
     def teardown(self) -> None:
@@ -319,7 +334,14 @@ def _nothing_put_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(commit, "_unfinished", unfinished)
 
 
-@pytest.mark.parametrize("plant", [_no_epoch_check, _no_validation, _nothing_put_back])
+def _room_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    def has_room(*_: object) -> bool:
+        return True
+
+    patch.setattr(commit._Held, "has_room", has_room)
+
+
+@pytest.mark.parametrize("plant", [_no_epoch_check, _no_validation, _nothing_put_back, _room_is_not_looked_at])
 def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     unshrunk = settings(TestTwoMembers.settings, max_examples=200, phases=[Phase.generate], database=None, print_blob=False)

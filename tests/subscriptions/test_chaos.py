@@ -36,6 +36,10 @@ class Chaos:
         self.journal = self.app.state("journal/1", list[tuple[str, int]])
         self.totals = self.app.state("totals/1", int)
         self.shared = self.app.state("shared/1", int)
+        self.declare()
+
+    def declare(self) -> None:
+        """Give the app its handlers."""
         self.app.on(Left, Right)(self.handle)
 
     async def handle(self, event: Left | Right, tx: Tx) -> Out:
@@ -99,7 +103,7 @@ class Chaos:
                 for _ in range(dice.choice((3, 30, 100, 400))):
                     await asyncio.sleep(0)
                 if dice.random() < 0.3:
-                    await w.stop()
+                    await w.stop(step_s=0.01)
                 else:
                     await w.crash()
                 self.running.clear()
@@ -108,6 +112,7 @@ class Chaos:
         wrong = faults(sent, await self.outcome(w))
         if self.overlaps:
             wrong.append(f"two events of a key at once: {self.overlaps[:5]}")
+        wrong.extend(w.store.unfinished_again)
         return wrong
 
     async def finish(self, w: World) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from everlog.errors import StoreReadOnly
+from everlog.errors import SqlTimeout, StoreReadOnly
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Outcome, Progress, Slot, Store, Unit
 from everlog.subscriptions.committer import GROUP_BYTES, GROUP_UNITS, Committer, Pending
@@ -224,3 +224,131 @@ async def test_whoever_finishes_faster_than_the_store_commits_waits_for_room(ben
     async with asyncio.timeout(5):
         await waiting
     assert not bench.committer.is_full
+
+
+# ---- handlers with statements of their own ----
+
+
+class FakeSection:
+    """Notes what is applied to it; its steps wait for the store's gate."""
+
+    has_ended = False
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+        self.errors: list[Exception] = []
+
+    async def _step(self) -> None:
+        await asyncio.sleep(0)
+        await self._store.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+
+    async def mark(self, *, within_s: float) -> None:
+        await self._step()
+
+    async def keep(self) -> None:
+        await self._step()
+
+    async def undo(self) -> None:
+        await self._step()
+
+    async def apply(
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]] = ()
+    ) -> Sequence[Outcome]:
+        await self._step()
+        return await self._store.commit(units, leases, progress)
+
+    async def commit(self) -> None:
+        await self._step()
+
+    async def roll_back(self) -> None:
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def sections(bench: Bench) -> list[FakeSection]:
+    """The sections that the store has begun."""
+    begun: list[FakeSection] = []
+
+    async def section() -> FakeSection:
+        await asyncio.sleep(0)
+        begun.append(FakeSection(bench.store))
+        return begun[-1]
+
+    bench.store.section = section  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+    return begun
+
+
+def unit_of(bench: Bench, *, lane: str | None = None, number: int = 0) -> Pending:
+    """Return the unit of a handler with statements: it is not put into the queue."""
+    bench.version += 1
+    work = bench.works[number]
+    return Pending(
+        Unit(work.slot, lane, bench.version), work, lambda one, outcome: bench.told.append((one.unit.version, outcome))
+    )
+
+
+async def test_turns_without_a_pause_do_not_keep_the_progress_of_other_slots_back(
+    bench: Bench, sections: list[FakeSection]
+) -> None:
+    waiting = [bench.committer.enter() for _ in range(600)]
+    draining = asyncio.ensure_future(bench.committer.drain(bench.works[1]))
+    given = 0
+    for exclusive in waiting:
+        await exclusive.wait()
+        exclusive.put(unit_of(bench))
+        given += 1
+        if draining.done():
+            break
+    assert given < len(waiting)
+    for exclusive in waiting[given:]:
+        exclusive.abandon()
+    await draining
+
+
+async def test_the_unit_of_a_handler_with_statements_is_the_last_of_its_lane_before_it_is_applied(
+    bench: Bench, sections: list[FakeSection]
+) -> None:
+    exclusive = bench.committer.enter()
+    await exclusive.wait()
+    assert bench.committer.last_of(bench.works[0].slot, "k") is None
+    pending = unit_of(bench, lane="k")
+    exclusive.put(pending)
+    assert bench.committer.last_of(bench.works[0].slot, "k") is pending
+    assert await pending.outcome() is Outcome.COMMITTED
+    assert bench.committer.last_of(bench.works[0].slot, "k") is None
+
+
+async def test_when_a_section_is_lost_units_without_statements_are_committed_again_and_the_others_told(
+    bench: Bench, sections: list[FakeSection]
+) -> None:
+    first, second = bench.committer.enter(), bench.committer.enter()
+    before = bench.put(lane=None)
+    await first.wait()
+    lost, beside = unit_of(bench, lane="k"), bench.put(lane="l")
+    first.put(lost)
+    await second.wait()
+    sections[0].errors.append(SqlTimeout("too long"))
+    second.abandon()
+    assert await lost.outcome() is Outcome.DROPPED
+    assert await before.outcome() is Outcome.COMMITTED
+    assert await beside.outcome() is Outcome.COMMITTED
+    assert [outcome for _, outcome in bench.told].count(Outcome.COMMITTED) == 2
+
+
+async def test_a_turn_that_was_not_begun_when_its_section_was_lost_comes_with_the_next_one(
+    bench: Bench, sections: list[FakeSection]
+) -> None:
+    first, second = bench.committer.enter(), bench.committer.enter()
+    await first.wait()
+    lost = unit_of(bench)
+    first.put(lost)
+    sections[0].errors.append(SqlTimeout("too long"))
+    assert await lost.outcome() is Outcome.DROPPED
+    async with asyncio.timeout(5):
+        await second.wait()
+    kept = unit_of(bench)
+    second.put(kept)
+    assert await kept.outcome() is Outcome.COMMITTED
+    assert len(sections) == 2

@@ -1282,7 +1282,7 @@ async def test_emitted_events_carry_where_they_come_from_and_the_same_ids_on_a_s
     w.store.before_commit = lose_power
     for at in range(3):
         await w.start()
-        await w.until(lambda at=at: len(ids) > at)  # type: ignore[misc]
+        await w.until(lambda at=at: len(ids) > at, step_s=0.1)  # type: ignore[misc]
         if at < 2:
             await w.crash()
     await w.settle()

@@ -56,7 +56,14 @@ def _feed(reader: Endless, *, most: int) -> Feed:
     async def handle(event: Left) -> None: ...
 
     (declaration,) = app.declaration().subscriptions
-    feed = Feed(reader, declaration.branches, lambda: None, read_ahead_bytes=most, lost=lambda *_: None, changed=lambda _: None)
+    feed = Feed(
+        reader,
+        declaration.branches,
+        lambda: None,
+        read_ahead_bytes=most,
+        lost=lambda _where, _after, _first: None,
+        changed=lambda _: None,
+    )
     feed.open(SlotWork(Lease(Slot("app", 0), 1, 1), [Progress(WHERE, BEGINNING)]))
     return feed
 

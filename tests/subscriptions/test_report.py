@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import pytest
+
 from everlog.log import TopicSpec
 from everlog.logs.memory import MemoryLog
 from everlog.position import Offset, TopicPartition
@@ -59,3 +61,34 @@ async def test_retiring_what_never_reported_says_nothing() -> None:
     log = await _log(ManualClock(), events=0)
     await publish_retired(log, "shop", "shop", 0)
     assert await read_reports(log) == {}
+
+
+async def test_the_newest_report_of_each_subscription_outlives_the_older_ones() -> None:
+    clock = ManualClock()
+    log = await _log(clock, events=10)
+    for through in range(5):
+        await _report(log, through)
+        clock.advance(10)
+    clock.advance(2 * 3_600)
+    assert await log.retain() == 4
+    ((report, _),) = (await read_reports(log)).values()
+    assert report.topics[ORDERS]["0"].through == 4
+    (lag,) = await read_lags(log, clock.wall_us())
+    assert lag.count == 5
+    await _report(log, 9)
+    ((report, _),) = (await read_reports(log)).values()
+    assert report.topics[ORDERS]["0"].through == 9
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        ([], None),
+        (["no bank"], "no bank (1 process)"),
+        (["no bank", "the last 3 keys failed"], "no bank (2 processes)"),
+    ],
+)
+def test_a_pause_is_reported_with_the_first_reason_and_the_number_of_processes(reasons: list[str], said: str | None) -> None:
+    status = StoreStatus("shop", None, [SubscriptionStatus("shop", 1, [], 0, 0, 0, reasons, 7)], 0, 0)
+    (report,) = reports_of(uuid4(), status)
+    assert (report.paused, report.held_bytes) == (said, 7)

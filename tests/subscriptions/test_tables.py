@@ -284,7 +284,7 @@ def test_a_handler_that_cannot_be_one_is_refused_when_it_is_declared() -> None:
     app = App("app")
     with pytest.raises(DeclarationError, match="is a generator"):
 
-        @app.on(Left)  # type: ignore[arg-type]
+        @app.on(Left)
         async def generator(event: Left) -> Any:
             yield event
 

@@ -38,7 +38,7 @@ class NoCall:
         raise AssertionError
 
 
-async def _no_statements() -> Exclusive:
+def _no_statements() -> Exclusive:
     raise AssertionError
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from everlog.position import BEGINNING, Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
 from everlog.runtime import AppRuntime
 from everlog.settings import Settings
-from everlog.store import Held, Lease, Outcome, Progress, Slot, StateKey, Store, StoreStatus, Unit, Versioned
+from everlog.store import Held, Lease, Outcome, Progress, Room, Slot, StateKey, Store, StoreStatus, Unit, Versioned
 from everlog.stores.sqlite.store import SqliteStore
+from everlog.subscriptions.engine import Engine
 from everlog.testing.clock import ManualClock
 
 PARTITIONS = 4
@@ -79,6 +81,9 @@ class LastingStore(SqliteStore):
         self._shaky = shaky
         self.commits: list[tuple[Sequence[Unit], Sequence[Outcome]]] = []
         self.before_commit: Callable[[Sequence[Unit]], Awaitable[None]] | None = None
+        self.unfinished_again: list[str] = []
+        """What was stored as finished and later as unfinished: a crash would have run it twice."""
+        self._stands: dict[tuple[Slot, TopicPartition], tuple[int, Offset, set[Offset]]] = {}
         self.crashed = False
 
     async def _turns(self) -> None:
@@ -113,8 +118,29 @@ class LastingStore(SqliteStore):
         outcomes = await super().commit(units, leases, progress)
         await self._turns()
         self.commits.append((units, outcomes))
+        self._look_back(units, outcomes, leases, progress)
         self._changed.set()
         return outcomes
+
+    def _look_back(
+        self,
+        units: Sequence[Unit],
+        outcomes: Sequence[Outcome],
+        leases: Sequence[Lease],
+        progress: Sequence[tuple[Slot, Progress]],
+    ) -> None:
+        failed = [unit for unit, outcome in zip(units, outcomes, strict=True) if outcome is not Outcome.COMMITTED]
+        epochs = {lease.slot: lease.epoch for lease in leases}
+        for slot, one in progress:
+            epoch, through, unfinished = self._stands.get((slot, one.where), (0, Offset(-1), set[Offset]()))
+            if epochs[slot] < epoch:
+                continue
+            put_back = {offset for unit in failed if unit.slot == slot for where, offset in unit.finishes if where == one.where}
+            now = {*one.unfinished, *put_back}
+            again = {offset for offset in now if offset <= through} - unfinished
+            if again or one.through < through:
+                self.unfinished_again.append(f"{one.where}: {sorted(again)}, through {through} and then {one.through}")
+            self._stands[slot, one.where] = epochs[slot], one.through, {offset for offset in now if offset <= one.through}
 
     async def aclose(self) -> None:
         if self.crashed:
@@ -147,6 +173,7 @@ class World:
         self.changed = changed
         self._lend = lend
         self._run: asyncio.Task[None] | None = None
+        self._runtime: AppRuntime | None = None
         self._stop = asyncio.Event()
         self.client = Client(log, source="test", clock=clock)
         self.settings = Settings(log_url="memory:", store_url="sqlite::memory:", lease_s=LEASE_S)
@@ -160,7 +187,7 @@ class World:
         self._stop = asyncio.Event()
         ready = asyncio.Event()
         self._lend(self.store)
-        runtime = AppRuntime(self.app.declaration(), self.log, self.settings, self.clock)
+        runtime = self._runtime = AppRuntime(self.app.declaration(), self.log, self.settings, self.clock)
         run = self._run = asyncio.create_task(runtime.run(self._stop, lambda _: ready.set()))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([run, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -169,16 +196,23 @@ class World:
             self._run = None
             run.result()
 
+    def engines(self) -> Mapping[str, Engine]:
+        """Return what runs now, by subscription."""
+        assert self._runtime is not None
+        return self._runtime._engines
+
     def begin_stop(self) -> None:
         """Ask for a graceful stop, as SIGTERM does."""
         self._stop.set()
 
-    async def stop(self) -> None:
-        """Stop the app gracefully."""
+    async def stop(self, *, step_s: float = 0.0) -> None:
+        """Stop the app gracefully; whenever nothing happens for a moment, move the clock by `step_s`."""
         self._stop.set()
         if self._run is not None:
             run, self._run = self._run, None
             async with asyncio.timeout(DEADLINE_S):
+                while step_s and not (await asyncio.wait([run], timeout=0.002))[0]:
+                    self.clock.advance(step_s)
                 await run
 
     async def crash(self) -> None:
@@ -317,8 +351,9 @@ async def make_world(
     folder: Path | None = None,
     shaky: random.Random | None = None,
     log: Log | None = None,
+    room: Room | None = None,
 ) -> World:
-    """Return a world; in files where `folder` is given."""
+    """Return a world; in files where `folder` is given. `room`: how much a subscription may hold; ``None`` as in earnest."""
     clock = ManualClock()
     changed = asyncio.Event()
     store = LastingStore(folder / "store.db" if folder is not None else None, clock=clock, changed=changed, shaky=shaky)
@@ -331,4 +366,6 @@ async def make_world(
         return lent[-1]
 
     monkeypatch.setattr("everlog.runtime.open_store", lend)
+    if room is not None:
+        monkeypatch.setattr("everlog.runtime.Engine", partial(Engine, room=room))
     return World(app, log, store, clock, changed, lent.append)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Final
+
+from everlog.clock import Clock
+from everlog.errors import StoreReadOnly
+from everlog.store import Attempt, Lease, Store
+
+_PAUSE_S: Final = 1.0
+
+_logger: Final = logging.getLogger("everlog")
 
 
 class Careful:
@@ -43,3 +53,17 @@ class Careful:
         if self._users:
             self._waiting.append(otherwise)
         return not self._users
+
+
+async def note(store: Store, clock: Clock, lease: Lease, attempt: Attempt | None) -> None:
+    """Store what is about to be tried, or that it has ended; where the store takes no writes, again and again.
+
+    Raises:
+        LeaseLost: Another process owns the slot.
+    """
+    while True:
+        try:
+            return await store.attempt(lease, attempt)
+        except StoreReadOnly as error:
+            _logger.error("what may kill the process waits, and nothing is lost; trying again in %g s: %s", _PAUSE_S, error)
+            await clock.sleep(_PAUSE_S)

@@ -161,10 +161,15 @@ class Committer:
         self._dirty.clear()
         self._is_urgent = False
         units = [pending.unit for pending in group]
+        drained = [
+            waiter for work in works for waiter in self._drained.pop(work, ())
+        ]  # before the look at progress: later ones wait for the next
         leases, progress = self._progress(works, units)
         outcomes = await self._stored(units, leases, progress)
         self._group = []
-        self._tell_drained(works)
+        for waiter in drained:
+            if not waiter.done():
+                waiter.set_result(None)
         self._tell(group, outcomes)
 
     def _progress(
@@ -177,12 +182,6 @@ class Committer:
             own = [unit for unit in units if unit.slot == work.slot] if len(works) > 1 else units
             progress.extend((work.slot, one) for one in self._snapshot(work, own))
         return [work.lease for work in works], progress
-
-    def _tell_drained(self, works: Iterable[SlotWork]) -> None:
-        for work in works:
-            for waiter in self._drained.pop(work, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
 
     def _tell(self, group: Sequence[Pending], outcomes: Sequence[Outcome]) -> None:
         """Say what became of units, and take what stands on those that were not applied out of the queue."""

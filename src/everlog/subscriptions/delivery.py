@@ -62,7 +62,8 @@ class Delivery:
             ``None`` is the beginning, unless more than 10,000 events are waiting: then the app must say.
         concurrency: Most handler calls in flight per process. Events of one key never overlap.
         time_limit_s: A handler that runs longer is cancelled, which counts as a failed attempt.
-        on_error: What follows which exception; the closest class wins, `Retry()` is for the rest.
+        on_error: What follows which exception; the closest class wins, `Retry()` is for the rest. A handler that takes its process down is
+            `HandlerKilled`, which has to be named itself: three attempts are its default.
         on_gap: What to do when retention has deleted events that were not handled yet: ``"stop"``, or go on at the ``"oldest"``.
     """
 
@@ -97,8 +98,10 @@ class Delivery:
 
     def policy(self, error: BaseException) -> Policy:
         """Return what follows an error: the policy of its closest class."""
+        if isinstance(error, HandlerKilled):  # each attempt costs a process: a policy for other errors does not mean this
+            return self.on_error.get(HandlerKilled, KILLED)
         for cls in type(error).__mro__:
             found = self.on_error.get(cls)
             if found is not None:
                 return found
-        return KILLED if isinstance(error, HandlerKilled) else Retry()
+        return Retry()

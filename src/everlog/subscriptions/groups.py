@@ -17,6 +17,7 @@ from everlog.errors import HandlerKilled, LeaseLost, PoisonAt, TxRefused
 from everlog.position import Offset, TopicPartition
 from everlog.store import Attempt, Outcome
 from everlog.subscriptions.call import BatchCall, Call
+from everlog.subscriptions.careful import note
 from everlog.subscriptions.caution import Caution
 from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
@@ -118,7 +119,9 @@ class Groups:
         if caution is None and held is None and self._batching is None:
             return
         self._feed.divert(work)
-        if caution is not None or held is not None:  # what is held and may kill is tried behind it: a slot has one note of an attempt
+        if (
+            caution is not None or held is not None
+        ):  # what is held and may kill is tried behind it: a slot has one note of an attempt
             self._careful.reserve()
         self._loops[work] = asyncio.create_task(self._work_on(work, caution, held))
         self._changed.set()
@@ -189,7 +192,7 @@ class Groups:
             elif group:
                 await self._run_carefully(work, group, caution)
         if work.is_ours:  # where it is given back first, whoever is next goes on
-            await self._store.attempt(work.lease, caution.left() if self._host.is_closing(work) else None)
+            await note(self._store, self._clock, work.lease, caution.left() if self._host.is_closing(work) else None)
 
     @staticmethod
     def _is_over(work: SlotWork, caution: Caution) -> bool:
@@ -294,7 +297,7 @@ class Groups:
         async with self._careful:
             if self._host.is_closing(work):
                 return
-            await self._store.attempt(work.lease, Attempt(places))
+            await note(self._store, self._clock, work.lease, Attempt(places))
             await self._run(work, group)
             await self._end_attempt(work, caution)
 
@@ -302,7 +305,7 @@ class Groups:
         """Store that the process lives on behind a group: what is suspected now is what was not tried yet."""
         if work.is_ours:
             await self._committer.drain(work)  # else what came to nothing would look as if it had not ended
-            await self._store.attempt(work.lease, caution.left())
+            await note(self._store, self._clock, work.lease, caution.left())
 
     async def _run(self, work: SlotWork, group: Sequence[Waiting]) -> None:
         if self._batching_of(group[0]) is None:

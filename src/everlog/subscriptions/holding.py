@@ -11,6 +11,7 @@ from everlog.position import Offset
 from everlog.record import StoredRecord
 from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
 from everlog.subscriptions.call import Call
+from everlog.subscriptions.careful import note
 from everlog.subscriptions.committer import Pending
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
 from everlog.subscriptions.delivery import Retry
@@ -176,7 +177,8 @@ class Holding:
 
     def _hold(self, lane: Lane, waiting: Waiting, hold: Hold) -> Pending:
         run, offset = waiting.run, waiting.run.chunk.offset(waiting.index)
-        unit = self._units.bare(lane.work.slot, None, [(run.chunk.where, offset)])
+        # Of its lane, so that none behind one that does not fit is held before it.
+        unit = self._units.bare(lane.work.slot, lane.key, [(run.chunk.where, offset)])
         unit.holds = [hold]
         unit.room = self._room
         unit.size = len(hold.record.data) + len(hold.trace)
@@ -189,6 +191,10 @@ class Holding:
                 self._host.finished(run, offset)
             elif outcome is Outcome.FULL:
                 self._full(lane, waiting)
+            elif outcome is Outcome.DROPPED and pending.work.is_ours:  # one before it did not fit
+                lane.held -= 1
+                lane.insert(waiting)
+                self._lanes.schedule(lane)
             else:
                 self._host.lose_slot(pending.work)
 
@@ -270,10 +276,10 @@ class Holding:
             if not is_suspect and held.cause is not Cause.KILLED:
                 return await self._try(me, lane, held)
             async with self._careful:
-                await self._store.attempt(work.lease, Attempt(held=(lane.key, held.id, held.attempts)))
+                await note(self._store, self._clock, work.lease, Attempt(held=(lane.key, held.id, held.attempts)))
                 outcome = await self._try(me, lane, held)
                 if work.is_ours:
-                    await self._store.attempt(work.lease, None)
+                    await note(self._store, self._clock, work.lease, None)
                 return outcome
         except LeaseLost:
             self._host.lose_slot(work)
@@ -295,7 +301,7 @@ class Holding:
         finally:
             lane.is_running = False
         if work.is_ours:
-            await self._store.attempt(work.lease, None)
+            await note(self._store, self._clock, work.lease, None)
         if lane.pending or (lane.held and lane.is_due):
             self._lanes.schedule(lane)
         else:

@@ -101,13 +101,13 @@ class Probing:
         return self._outage.reason is not None
 
     async def _sleep(self, seconds: float) -> None:
-        self._changed.clear()
         waits = [asyncio.ensure_future(self._changed.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
+        self._changed.clear()
 
     def _probe(self) -> None:
         """Let one event be tried: in turns something new and something that has failed before, where there are both."""

@@ -76,7 +76,8 @@ _PARAMETERS: Final = (type(None), int, float, str, bytes)
 
 class _Step(NamedTuple):
     function: Callable[[apsw.Connection], object]
-    done: asyncio.Future[Any]
+    done: asyncio.Future[Any] | None
+    """Ends with its result; ``None`` where nobody waits: what is wrong shows in the next step."""
 
 
 class _RolledBack(EverlogError):
@@ -183,7 +184,7 @@ class SqliteSection:
             connection.execute("SAVEPOINT piece")
             self._until_s = time.monotonic() + within_s
 
-        await self._do(marked)
+        self._post(marked, None)
 
     async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         for number, parameter in enumerate(parameters, start=1):
@@ -199,14 +200,14 @@ class SqliteSection:
             connection.execute("RELEASE piece")
             self._until_s = None
 
-        await self._do(undone)
+        self._post(undone, None)
 
     async def keep(self) -> None:
         def kept(connection: apsw.Connection) -> None:
             connection.execute("RELEASE piece")
             self._until_s = None
 
-        await self._do(kept)
+        self._post(kept, None)
 
     async def apply(
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]] = ()
@@ -228,15 +229,18 @@ class SqliteSection:
 
     async def _do(self, function: Callable[[apsw.Connection], T]) -> T:
         done: asyncio.Future[T] = self._loop.create_future()
-        with self._lock:
-            if self._is_over:
-                raise _too_long()
-            self._steps.put(_Step(function, done))
+        self._post(function, done)
         try:
             return await done
         except apsw.Error:  # the section ends with it, and its end says what that means: no room, damage
             await asyncio.shield(self._committed)
             raise
+
+    def _post(self, function: Callable[[apsw.Connection], object], done: asyncio.Future[Any] | None) -> None:
+        with self._lock:
+            if self._is_over:
+                raise _too_long()
+            self._steps.put(_Step(function, done))
 
     # ---- writer thread ----
 
@@ -347,7 +351,9 @@ class SqliteSection:
         self._is_renaming = False
         return True
 
-    def _tell(self, future: asyncio.Future[Any], result: object) -> None:
+    def _tell(self, future: asyncio.Future[Any] | None, result: object) -> None:
+        if future is None:
+            return
         with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
             self._loop.call_soon_threadsafe(_settle, future, result)
 
