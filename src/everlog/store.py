@@ -704,6 +704,14 @@ class Section(Protocol):
         """End a piece. What it did is stored, if the section is committed."""
         ...
 
+    async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
+        """Return rows of state as the units applied so far leave them, in the order of `keys`."""
+        ...
+
+    async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
+        """Return the rows under a prefix, as `Store.scan` does, as the units applied so far leave them."""
+        ...
+
     async def undo(self) -> None:
         """End a piece and take back what was done since `mark`, units included."""
         ...

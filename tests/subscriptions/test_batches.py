@@ -20,7 +20,7 @@ from tests.subscriptions.world import PARTITIONS, Free, Left, Make, Out, Right, 
 from everlog import App, Delivery, Tx
 from everlog.errors import DeclarationError, PoisonAt, TxClosed, TxRefused
 from everlog.store import Cause, Slot, Unit
-from everlog.subscriptions.groups import Groups
+from everlog.subscriptions.batches import Batches
 from everlog.subscriptions.state import State
 
 FAST = Delivery(start="beginning")
@@ -110,12 +110,12 @@ async def test_a_batch_that_is_finished_only_after_its_commit_was_told_is_caught
     world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the two, progress that is stored would call its records unfinished again."""
-    settled = Groups._settled
+    settled = Batches._settled
 
-    def late(self: Groups, *rest: Any) -> None:
+    def late(self: Batches, *rest: Any) -> None:
         asyncio.get_running_loop().call_soon(lambda: settled(self, *rest))
 
-    monkeypatch.setattr(Groups, "_settled", late)
+    monkeypatch.setattr(Batches, "_settled", late)
     assert await _any_caught(world, range(20))
 
 

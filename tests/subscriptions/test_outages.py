@@ -69,15 +69,19 @@ def test_what_is_long_ago_does_not_count() -> None:
         clock.advance(WINDOW_S / 2 + 1)
 
 
-def test_nothing_is_noted_while_nothing_fails() -> None:
-    one = outage()
+def test_nothing_is_noted_unless_something_has_failed_lately() -> None:
+    clock = ManualClock()
+    one = outage(clock)
     listening = [one.is_listening]
     one.failed("a", ValueError())
     listening.append(one.is_listening)
     for key in "ba":
         one.succeeded(key)
         listening.append(one.is_listening)
-    assert listening == [False, True, True, False]
+        clock.advance(WINDOW_S + 1)
+    one.succeeded("c")
+    listening.append(one.is_listening)
+    assert listening == [False, True, True, False, False]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.sampled_from("vo."), st.floats(0, 20)), max_size=300))

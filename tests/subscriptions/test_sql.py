@@ -906,3 +906,43 @@ async def test_statements_that_outlive_their_unit_are_caught(world: Make, monkey
         except (TimeoutError, AssertionError):
             return
     raise AssertionError("not caught")
+
+
+async def test_handlers_that_share_a_row_of_state_see_each_other_in_their_turns_and_never_conflict(
+    world: Make, tmp_path: Path
+) -> None:
+    app = App("app", delivery=delivery())
+    total = app.state("total/1", int)
+    calls = 0
+
+    @app.on(Left)
+    async def handle(event: Left, tx: Tx) -> None:
+        nonlocal calls
+        calls += 1
+        await tx.sql(INSERT, event.key, event.n)
+        assert [value async for _, value in tx.scan(total)] in ([], [event.n])
+        tx.put(total, "all", await tx.get(total, "all", 0) + 1)
+
+    w = await with_table(await world(app, folder=tmp_path))
+    await w.client.publish(*[Left("a", n) for n in range(20)])
+    await w.start()
+    await w.settle()
+    assert (calls, read_rows(await w.rows("total/1"))) == (20, {"all": 20})
+    many = [Left(f"k{n}", 100 + n) for n in range(60)]
+    app_now = App("app", delivery=delivery())
+    again = app_now.state("total/1", int)
+    begun = 0
+
+    @app_now.on(Left)
+    async def count(event: Left, tx: Tx) -> None:
+        nonlocal begun
+        begun += 1
+        await tx.sql(INSERT, event.key, event.n)
+        tx.put(again, "all", await tx.get(again, "all", 0) + 1)
+
+    await w.stop()
+    w.now(app_now)
+    await w.client.publish(*many)
+    await w.start()
+    await w.settle()
+    assert (begun, read_rows(await w.rows("total/1"))) == (60, {"all": 80})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everlog.subscriptions.declaration import Branch
-from everlog.subscriptions.run import Run, Unreadable
+from everlog.subscriptions.run import Run, Unreadable, lane_of
 
 if TYPE_CHECKING:
     from everlog.subscriptions.progress import SlotWork
@@ -26,6 +26,11 @@ class Waiting(msgspec.Struct, frozen=True):
     """How often its unit was in conflict."""
     error: Exception | None = None
     """Why its handler failed, where that is known before it runs: its unit was refused."""
+
+    @property
+    def lane_key(self) -> str:
+        """The key of its lane."""
+        return lane_of(self.run.chunk.keys[self.index], self.run.chunk, self.index)
 
     @property
     def arrival(self) -> tuple[int, int]:

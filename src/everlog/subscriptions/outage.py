@@ -36,27 +36,27 @@ class Outage:
         self._random = random
         self._last: dict[str, _Result] = {}  # the key handled last is the last one
         self._probes = 0
+        self._failed_s = 0.0
         self.is_listening = False
-        """Something has failed: successes count too."""
+        """Something has failed lately: successes count too."""
         self.reason: str | None = None
         """Why it is paused; ``None`` where it is not."""
 
     def succeeded(self, key: str) -> bool:
         """Note that an event of a key was handled; tells whether that ends a pause."""
         self._note(key, None)
-        if all(cls is None for _, cls in self._last.values()):
+        is_over, self.reason = self.reason is not None, None
+        if is_over:
+            self._last = {key: self._last[key]}
+        if self._clock.monotonic_s() - self._failed_s > WINDOW_S:
             self._last.clear()
             self.is_listening = False
-        if self.reason is None:
-            return False
-        self.reason = None
-        self._last.clear()
-        self.is_listening = False
-        return True
+        return is_over
 
     def failed(self, key: str, error: BaseException) -> bool:
         """Note that an event of a key failed; tells whether that begins a pause."""
         self.is_listening = True
+        self._failed_s = self._clock.monotonic_s()
         self._note(key, type(error))
         if self.reason is not None:
             return False

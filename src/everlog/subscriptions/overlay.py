@@ -97,15 +97,7 @@ class Overlay:
             entry = self._entries.get(place)
         if entry is not None and not entry.is_blind:
             return Versioned(entry.value, entry.version)
-        return await self.committed(place)
-
-    async def committed(self, place: StateKey) -> Versioned:
-        """Return a row as it is committed."""
         return (await self._store.read([place]))[0]
-
-    async def scan_committed(self, state: str, prefix: str) -> list[tuple[str, Versioned]]:
-        """Return the rows under a prefix as they are committed, by key text."""
-        return sorted(await self._store.scan(state, prefix))
 
     async def scan(self, state: str, prefix: str) -> list[tuple[str, Versioned]]:
         """Return the rows under a prefix as the next unit should see them, by key text."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from everlog.errors import SqlError, SqlTimeout
-from everlog.store import Section
+from everlog.store import Section, StateKey, Versioned
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,6 +53,18 @@ class Exclusive:
             if isinstance(error, SqlTimeout) or self._section.has_ended:
                 self._failure = error
             raise
+
+    async def read(self, place: StateKey) -> Versioned:
+        """Return a row of state as the units before this one leave it."""
+        await self.wait()
+        assert self._section is not None
+        return (await self._section.read([place]))[0]
+
+    async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
+        """Return the rows under a prefix as the units before this one leave them, by key text."""
+        await self.wait()
+        assert self._section is not None
+        return await self._section.scan(state, prefix)
 
     def check(self) -> None:
         """Refuse to go on.

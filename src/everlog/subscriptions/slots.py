@@ -71,16 +71,15 @@ class Slots:
         for number, work in list(self._engine.works.items()):
             if survey.owners.get(number) != self._member and survey.owners.get(number) is not None:
                 self._engine.lose_slot(work)
+        # What the store gives to this member and nobody here works on was lost on the way: else it would stand still for as long as we live.
+        lost = [number for number, owner in survey.owners.items() if owner == self._member and number not in self._engine.works]
         move = balance(survey, me=self._member, count=self._engine.declaration.slots, owned=list(self._engine.works))
         for number in move.give:
             surplus = self._engine.works.get(number)
             if surplus is not None:
                 await self._engine.close_slot(surplus)
                 await self._store.release(surplus.lease)
-        # What the store gives to this member and nobody here works on was lost on the way: else it would stand still for as long as we live.
-        lost = [number for number, owner in survey.owners.items() if owner == self._member and number not in self._engine.works]
-        lost = [number for number in lost if number not in move.take]
-        taken = [number for number in (*move.take, *lost) if await self._take(Slot(name, number))]
+        taken = [number for number in sorted({*move.take, *lost}) if await self._take(Slot(name, number))]
         if taken:
             _logger.info("%s: works on slot%s %s", name, "" if len(taken) == 1 else "s", ", ".join(map(str, taken)))
         return bool(move.give or taken)

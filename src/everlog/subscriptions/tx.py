@@ -139,8 +139,7 @@ class Tx(Generic[R]):
         row = self._rows.get(place)
         if row is None:
             # Inside its turn, whoever waited for a unit of another handler would wait for itself.
-            overlay = self._context.overlay
-            row = await (overlay.read(place) if self.exclusive is None else overlay.committed(place))
+            row = await (self._context.overlay.read(place) if self.exclusive is None else self.exclusive.read(place))
             self._check()
             row = self._rows.setdefault(place, row)
             self.reads[place] = row.version
@@ -160,7 +159,7 @@ class Tx(Generic[R]):
         self._check()
         text = "[]" if prefix == () else key_text(prefix)
         overlay = self._context.overlay
-        rows = await (overlay.scan(state.name, text) if self.exclusive is None else overlay.scan_committed(state.name, text))
+        rows = await (overlay.scan(state.name, text) if self.exclusive is None else self.exclusive.scan(state.name, text))
         self._check()
         self.scans.append(ScanRead(state.name, text, tuple((key, row.version) for key, row in rows)))
         seen = dict(rows)

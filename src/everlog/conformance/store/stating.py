@@ -88,6 +88,24 @@ async def statements_units_and_progress_of_a_section_are_committed_together(harn
 
 
 @case(needs="sql")
+async def what_is_read_in_a_section_is_as_its_earlier_units_left_it(harness: StoreUnderTest) -> None:
+    async with at_work(harness, SLOT) as worker:
+        store, leases = worker.store, [worker.leases[SLOT]]
+        first = worker.writing({'["a"]': Put(number(1)), '["b"]': Put(number(2))})
+        async with _piece(store) as section:
+            same([row.value for row in await section.read([(STATE, '["a"]')])], [None], "the row before")
+            await section.apply([first], leases)
+            (row,) = await section.read([(STATE, '["a"]')])
+            same((row.value, row.version), (number(1), first.version), "the row behind the unit")
+            same([key for key, _ in await section.scan(STATE, "[]")], ['["a"]', '["b"]'], "the rows under no prefix")
+            if store.features.shared:
+                same(await value_of(store, '["a"]'), None, "the row for others")
+            reader = worker.unit("k", reads={(STATE, '["a"]'): first.version}, finishes=finished(1))
+            same(list(await section.apply([reader], leases)), [Outcome.COMMITTED], "the outcome of who read it")
+            await section.commit()
+
+
+@case(needs="sql")
 async def of_a_section_that_is_rolled_back_nothing_is_stored(harness: StoreUnderTest) -> None:
     async with at_work(harness, SLOT) as worker:
         store = worker.store

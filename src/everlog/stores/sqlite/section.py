@@ -23,8 +23,10 @@ import apsw
 
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import EverlogError, SqlError, SqlFailed, SqlRefused, SqlTimeout
-from everlog.store import Lease, Outcome, Progress, Slot, Unit
+from everlog.store import Lease, Outcome, Progress, Slot, StateKey, Unit, Versioned
+from everlog.stores.sqlite import rows
 from everlog.stores.sqlite.commit import commit
+from everlog.stores.sqlite.names import names
 from everlog.stores.sqlite.tables import STORE
 
 T = TypeVar("T")
@@ -193,6 +195,12 @@ class SqliteSection:
                     f"parameter {number} of tx.sql is a {type(parameter).__name__}: expected None, int, float, str or bytes"
                 )
         return await self._do(lambda connection: self._executed(connection, query, parameters))
+
+    async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
+        return await self._do(lambda connection: rows.read(connection, names(connection), keys))
+
+    async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
+        return await self._do(lambda connection: rows.scan(connection, names(connection), state, prefix))
 
     async def undo(self) -> None:
         def undone(connection: apsw.Connection) -> None:

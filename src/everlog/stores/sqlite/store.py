@@ -49,9 +49,9 @@ from everlog.store import (
     Unit,
     Versioned,
 )
-from everlog.stores.sqlite import held, leases, outbox, register
+from everlog.stores.sqlite import held, leases, outbox, register, rows
 from everlog.stores.sqlite.check import problems
-from everlog.stores.sqlite.commit import SCAN, commit, span_of
+from everlog.stores.sqlite.commit import commit
 from everlog.stores.sqlite.names import Names, names
 from everlog.stores.sqlite.section import SqliteSection
 from everlog.stores.sqlite.tables import STORE
@@ -240,20 +240,11 @@ class SqliteStore:
         # One statement is of one moment by itself; several are put into one transaction.
         with self._database.reading() if len(keys) == 1 else self._snapshot() as connection:
             known = self._names = self._names or names(connection)
-            found: list[Versioned] = []
-            for state, key in keys:
-                rows = rows_of(
-                    connection,
-                    "SELECT value, version FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?",
-                    (*known.state(state), state, key),
-                )
-                found.append(Versioned(*rows[0]) if rows else Versioned(None, 0))
-            return found
+            return rows.read(connection, known, keys)
 
     async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
         with self._snapshot() as connection:
-            rows = rows_of(connection, SCAN, (*names(connection).state(state), state, *span_of(prefix)))
-        return [(key, Versioned(value, version)) for key, value, version in rows]
+            return rows.scan(connection, names(connection), state, prefix)
 
     async def commit(
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
