@@ -124,9 +124,10 @@ async def until_held(shop: Premises, behind: dict[str, int]) -> None:
 async def until_it_has_all(process: Process) -> None:
     """Wait until a process works on all slots."""
     count = 0
-    while not SLOTS <= {
-        int(n) for line in process.lines if "works on slot" in line for n in re.findall(r"\d+", line.split("slot")[1])
-    }:
+    while (
+        not {int(n) for line in process.lines if "works on slot" in line for n in re.findall(r"\d+", line.split("slot")[1])}
+        >= SLOTS
+    ):
         count += 1
         await said(process, "works on slot", times=count)
 
