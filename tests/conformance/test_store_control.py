@@ -21,7 +21,7 @@ from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
 from everlog.store import HeldKey, Lease, Progress, Put, Slot, Unit
-from everlog.stores.sqlite import commit, held, leases, outbox, section, store
+from everlog.stores.sqlite import commit, held, leases, outbox, rows, section, store
 from everlog.stores.sqlite.commit import Span
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -104,7 +104,7 @@ def prefixes_match_half_elements(patch: pytest.MonkeyPatch) -> None:
     def naive(prefix: str) -> Span:
         return Span(prefix[:-1], prefix[:-1] + "\U0010ffff", "")
 
-    patch.setattr(store, "span_of", naive)
+    patch.setattr(rows, "span_of", naive)
 
 
 def a_bool_counts_as_a_number(patch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Premises:
         self.folder = folder
         self.published: dict[str, list[int]] = {}
         self._processes: list[Process] = []
+        self._path = list(sys.path)
 
     async def __aenter__(self) -> Premises:
         return self
@@ -42,16 +43,18 @@ class Premises:
         for process in self._processes:
             if process.child.returncode is None:
                 await process.end()
+        sys.path[:] = self._path
+        for name, module in list(sys.modules.items()):  # what a command has imported from here
+            if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
+                del sys.modules[name]
 
     # ---- commands ----
 
     async def cli(self, *arguments: str, stdin: str = "") -> str:
-        """Run a command, and return what it says."""
-        child = await self._start(*arguments, stderr=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(PATIENCE_S):
-            out, errors = await child.communicate(stdin.encode())
-        assert child.returncode == 0, f"everlog {' '.join(arguments)} ended with {child.returncode}: {errors.decode()}"
-        return out.decode()
+        """Run a command, and return what it says. In this process: a new one for each would keep the others from the processor."""
+        result = await asyncio.to_thread(CliRunner().invoke, app, arguments, input=stdin, prog_name="everlog")
+        assert result.exit_code == 0, f"everlog {' '.join(arguments)} ended with {result.exit_code}: {result.output}"
+        return result.stdout
 
     async def publish(self, module: str, type_name: str, *events: tuple[str, int], **fields: Any) -> None:
         """Publish an event for each key and number."""
@@ -77,25 +80,20 @@ class Premises:
         return [one["data"] for one in map(json.loads, lines) if one["type"] == type_name]
 
     async def _ask(self, *arguments: str) -> Any:
-        """Run a command that only looks, in this process: a new one for each look would keep the others from the processor."""
-        result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--json"])
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        return json.loads(await self.cli(*arguments, "--json"))
 
     # ---- processes ----
 
     async def run(self, *arguments: str, until: str = " is running") -> Process:
-        """Start `everlog run`, and wait until it says that it is running."""
-        process = Process(await self._start("run", *arguments, stderr=asyncio.subprocess.STDOUT))
+        """Start `everlog run` in a process of its own, and wait until it says that it is running."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "everlog", "run", *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=self.folder,
+        )  # fmt: skip
+        process = Process(child)
         self._processes.append(process)
         await said(process, until)
         return process
-
-    async def _start(self, *arguments: str, stderr: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "everlog", *arguments,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr, cwd=self.folder,
-        )  # fmt: skip
 
 
 async def said(process: Process, text: str, *, times: int = 1) -> None:

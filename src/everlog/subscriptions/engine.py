@@ -104,6 +104,7 @@ class Engine:
         for held in state.held:
             lane = self._lanes.lane(held.key, work)
             lane.held = held.records
+            lane.is_taken_over = True
             lane.is_suspect = heads is not None
             if held.next_attempt_us is not None:
                 self._lanes.set_due(lane, held.next_attempt_us)

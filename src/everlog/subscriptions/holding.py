@@ -346,7 +346,9 @@ class Holding:
     async def _fail_again(self, lane: Lane, held: Held, error: Exception) -> Outcome | None:
         """Decide what follows the failure of a held record; ``None`` where it stays."""
         line, trace = describe(error)
-        attempts = held.attempts + 1
+        # A process that starts in an outage finds that out by failing: the first time here does not count.
+        is_free, lane.is_taken_over = lane.is_taken_over and held.attempts > 0 and not isinstance(error, HandlerKilled), False
+        attempts = held.attempts if is_free else held.attempts + 1
         is_unhandled = isinstance(error, Unhandled)
         policy = "park" if is_unhandled else self._declaration.delivery.policy(error)
         unit = self._units.bare(lane.work.slot, None, [])

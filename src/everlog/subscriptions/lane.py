@@ -54,6 +54,7 @@ class Lane:
         "is_running",
         "is_scheduled",
         "is_suspect",
+        "is_taken_over",
         "key",
         "pending",
         "uncommitted",
@@ -81,6 +82,8 @@ class Lane:
         """The first held record should be tried now."""
         self.is_suspect = False
         """Its first held record may have been in its handler when the slot's former owner died."""
+        self.is_taken_over = False
+        """Its first held record was not tried here yet: whether what it needs is down, this process does not know."""
         self.is_probe = False
         """It takes one step though the subscription is paused."""
 
