@@ -101,7 +101,12 @@ class AppRuntime:
         self._committer: Committer
         self._relay: Relay
 
-    async def run(self, stop: asyncio.Event, on_ready: Callable[[Ready], None] | None = None) -> None:
+    async def run(
+        self,
+        stop: asyncio.Event,
+        on_ready: Callable[[Ready], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
+    ) -> None:
         """Work until `stop` is set; then finish what is in flight within the grace period, and give everything back.
 
         Raises:
@@ -115,6 +120,8 @@ class AppRuntime:
             resources: object = None
             if self._declaration.lifespan is not None:
                 resources = await stack.enter_async_context(self._declaration.lifespan())
+            if on_begin is not None:
+                on_begin()
             stack.callback(self._close_engines)
             await self._build(resources, status)
             tasks = [asyncio.create_task(work) for work in self._work()]
@@ -374,15 +381,16 @@ async def run_apps(
             watching: list[asyncio.Task[None]] = []
             to_come = len(apps)
 
-            def ready(app: Ready) -> None:
+            def begin() -> None:
                 nonlocal to_come
                 to_come -= 1
                 if not to_come:  # not before: a lifespan may load something large
-                    watching.append(asyncio.create_task(_watchdog(declarations, apps).run()))
-                if on_ready is not None:
-                    on_ready(app)
+                    watchdog = _watchdog(declarations, apps)
+                    watchdog.start()
+                    watching.append(asyncio.create_task(watchdog.run()))
+                    watching[0].add_done_callback(lambda _: watchdog.close())
 
-            runs = [asyncio.create_task(app.run(stop, ready)) for app in apps]
+            runs = [asyncio.create_task(app.run(stop, on_ready, begin)) for app in apps]
             try:
                 await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
             finally:

@@ -31,7 +31,9 @@ class Ended:
         self.is_over.set()
 
     def dog(self) -> Watchdog:
-        return Watchdog(LIMIT_S, accuse=self.accuse, end=cast("Any", self.end))
+        dog = Watchdog(LIMIT_S, accuse=self.accuse, end=cast("Any", self.end))
+        dog.start()
+        return dog
 
 
 @pytest.fixture
@@ -54,6 +56,13 @@ async def test_a_task_that_blocks_the_event_loop_is_named_with_where_it_was(ende
     assert ended.tasks[0] is handler
     assert why.startswith("shop/orders has blocked the event loop for 0.1")
     assert "in _block" in why
+
+
+async def test_what_blocks_the_event_loop_before_it_has_turned_once_is_found_too(ended: Ended) -> None:
+    dog = ended.dog()
+    await _block(ended)  # in this very turn
+    dog.close()
+    assert "in _block" in ended.why[0]
 
 
 async def test_who_is_no_handler_is_said_to_be_none(ended: Ended) -> None:

@@ -220,7 +220,7 @@ class Committer:
             self._tell(turns, [Outcome.DROPPED] * len(turns))
             if isinstance(error, StoreReadOnly):
                 await self._wait_for_room(error)
-            else:
+            elif turns:
                 _logger.warning("statements of %d handlers were taken back, which run again: %s", len(turns), error)
             return
         self._group = []

@@ -6,7 +6,7 @@ import logging
 import random
 from typing import Any, Final, Literal, Protocol, cast
 
-from everlog.errors import EventRefused, HandlerKilled, LeaseLost, TxRefused
+from everlog.errors import EventRefused, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
 from everlog.position import Offset
 from everlog.record import StoredRecord
 from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
@@ -27,6 +27,9 @@ from everlog.subscriptions.worker import Worker
 
 ROOM: Final = Room(records=100_000, size_bytes=1 << 30)
 """How much a subscription may hold. At the bound its slots stop, and nothing is dropped."""
+
+_OWN_FAULTS: Final = (HandlerKilled, HandlerExited, TxRefused, TxClosed, EventRefused, SqlRefused)
+"""What no outage makes a handler do."""
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -143,7 +146,7 @@ class Holding:
         """Return how long to wait before the next attempt; ``None`` to park the event, which nobody does during an outage."""
         if not isinstance(policy, Retry):
             return None
-        if not isinstance(error, HandlerKilled):
+        if not isinstance(error, _OWN_FAULTS):
             self._host.failed(key, error)
         delay_s = policy.delay_s(attempts, random=random.random)
         return policy.most_s if delay_s is None and self._host.is_paused else delay_s

@@ -62,6 +62,8 @@ class Slots:
 
     async def settle(self) -> bool:
         """Take what is free up to an even share, give back what is beyond it; tells whether anything changed."""
+        if self._engine.is_stopping:  # what it gave up is for others
+            return False
         name = self._engine.declaration.name
         for work in list(self._engine.works.values()):  # perhaps there is room again
             if work.full_since_s is not None and self._clock.monotonic_s() - work.full_since_s >= FULL_PAUSE_S:

@@ -34,17 +34,24 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop
         self._thread_id = 0
 
-    async def run(self) -> None:
-        """Watch this event loop until cancelled."""
+    def start(self) -> None:
+        """Begin to watch the running event loop, from now on: the very next handler may block it. `run` has to be a task at once."""
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         threading.Thread(target=self._watch, name="everlog-watchdog", daemon=True).start()
+
+    async def run(self) -> None:
+        """Show that the event loop turns, until cancelled."""
         try:
             while True:
                 self._has_turned = True
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
-            self._is_closed.set()
+            self.close()
+
+    def close(self) -> None:
+        """Watch no more. Idempotent; for a `run` that never began."""
+        self._is_closed.set()
 
     def _watch(self) -> None:
         blocked_s = 0.0

@@ -117,7 +117,7 @@ def why_refused(
         return None if is_renaming else f"{_SEQUENCES} numbers the store's rows too"
     for name in (first,) if operation in _NAMES_A_COLUMN else (first, second):
         if name is not None and name.lower() in _OURS:
-            return f"{name} is the store's own: use tx.get, tx.put and the like"
+            return f"{name} is the store's own: use tx.get, tx.put and the like, and other names for tables of yours"
     if operation in _MAKES and first is not None and first.lower().startswith(_PREFIX):
         return _kept(first)
     return None
@@ -327,7 +327,10 @@ class SqliteSection:
             rows = rows_of(connection, query, tuple(parameters))
         except apsw.InterruptError as error:
             # A write that is broken off ends the transaction (https://sqlite.org/c3ref/interrupt.html), a read does not.
-            raise _too_long() from error
+            raise SqlTimeout(
+                f"tx.sql: a statement was broken off, since the handler has had the store for itself for too long, and all that it did is taken "
+                f"back: make it cheaper (in {_shown(query)})"
+            ) from error
         except (apsw.FullError, apsw.IOError):  # not the statement's fault: no room, or damage
             raise
         except (apsw.Error, TypeError, ValueError, OverflowError) as error:
