@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from everlog import errors
+from everlog import Delivery, errors
 from everlog.cli.root import app
 from everlog.settings import Settings
 
@@ -109,3 +109,10 @@ def test_what_is_retryable_is_what_the_page_says() -> None:
     said = re.search(r"it is true of (.*?)\.", REFERENCE)
     assert said is not None
     assert re.findall(r"`(\w+)`", said[1]) == retryable
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Delivery), ids=lambda field: field.name)
+def test_a_field_of_delivery_stands_there_with_its_default(field: dataclasses.Field[object]) -> None:
+    default: object = "{}" if field.default is dataclasses.MISSING else field.default
+    shown = f'"{default}"' if isinstance(default, str) and default != "{}" else str(default)
+    assert rows("Handlers")[field.name][0] == f"`{shown}`"
