@@ -459,6 +459,66 @@ async def test_a_statement_that_nobody_waits_for_is_not_run(world: Make) -> None
     assert len(await lines(w)) == sum(not isinstance(one, BaseException) for one in found)
 
 
+@pytest.mark.parametrize("reading", ["get", "scan"])
+async def test_who_has_lost_its_turn_reads_nothing_in_that_of_another(world: Make, tmp_path: Path, reading: str) -> None:
+    app = App("app", delivery=delivery(PARK))
+    seen = app.state("seen/1", int)
+    is_inside, go_on, has_tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    found: list[object] = []
+
+    async def read(tx: Tx) -> object:
+        return await tx.get(seen, "all") if reading == "get" else [one async for one in tx.scan(seen)]
+
+    @app.on(Left)
+    async def handle(event: Left, tx: Tx) -> None:
+        await tx.sql(INSERT, event.key, event.n)
+        if event.key == "slow":
+            is_inside.set()
+            await go_on.wait()
+            try:
+                found.append(await read(tx))
+            finally:
+                has_tried.set()
+        else:
+            go_on.set()
+            await has_tried.wait()
+        tx.put(seen, "all", event.n)
+
+    w = await with_table(await world(app, folder=tmp_path))
+    await w.client.publish(Left("slow", 0))
+    await w.start()
+    await is_inside.wait()
+    w.clock.advance(SECTION_S)
+    await w.client.publish(Left("other", 1))
+    await has_tried.wait()
+    await w.settle(step_s=0.001)
+    assert found == []
+    (parked,) = await w.store.parked()
+    assert (parked.key, parked.first.error.partition(":")[0]) == ("slow", "SqlTimeout")
+
+
+async def test_a_read_that_waits_for_a_turn_when_the_handler_ends_is_told_so(world: Make) -> None:
+    app = App("app", delivery=delivery())
+    seen = app.state("seen/1", int)
+    tasks: list[asyncio.Task[Any]] = []
+
+    @app.on(Left)
+    async def handle(event: Left, tx: Tx) -> None:
+        tx.put(seen, event.n, 1)
+        tasks.append(asyncio.create_task(tx.sql(INSERT, event.key, event.n)))
+        await asyncio.sleep(0)  # it has asked for its turn, and waits
+        tasks.append(asyncio.create_task(tx.get(seen, "other")))
+        await asyncio.sleep(0)
+
+    w = await with_table(await world(app))
+    await w.client.publish(Left("a", 0))
+    await w.start()
+    await w.settle()
+    for one in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(one, TxClosed)
+    assert len(await w.rows("seen/1")) == 1
+
+
 async def test_a_plain_handler_is_refused(world: Make) -> None:
     app = App("app", delivery=delivery(PARK))
     told: list[str] = []

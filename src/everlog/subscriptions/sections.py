@@ -44,9 +44,8 @@ class Exclusive:
         await asyncio.shield(self._granted)
 
     async def execute(self, query: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        """Run a statement. Raises as `Section.execute`."""
+        """Run a statement, after `wait` and `check`. Raises as `Section.execute`."""
         assert self._section is not None
-        self.check()
         try:
             return await self._section.execute(query, parameters)
         except SqlError as error:
@@ -55,14 +54,12 @@ class Exclusive:
             raise
 
     async def read(self, place: StateKey) -> Versioned:
-        """Return a row of state as the units before this one leave it."""
-        await self.wait()
+        """Return a row of state as the units before this one leave it. After `wait` and `check`."""
         assert self._section is not None
         return (await self._section.read([place]))[0]
 
     async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
-        """Return the rows under a prefix as the units before this one leave them, by key text."""
-        await self.wait()
+        """Return the rows under a prefix as the units before this one leave them, by key text. After `wait` and `check`."""
         assert self._section is not None
         return await self._section.scan(state, prefix)
 

@@ -138,8 +138,8 @@ class Tx(Generic[R]):
             return default
         row = self._rows.get(place)
         if row is None:
-            # Inside its turn, whoever waited for a unit of another handler would wait for itself.
-            row = await (self._context.overlay.read(place) if self.exclusive is None else self.exclusive.read(place))
+            exclusive = await self._turn()
+            row = await (self._context.overlay.read(place) if exclusive is None else exclusive.read(place))
             self._check()
             row = self._rows.setdefault(place, row)
             self.reads[place] = row.version
@@ -158,8 +158,8 @@ class Tx(Generic[R]):
         """
         self._check()
         text = "[]" if prefix == () else key_text(prefix)
-        overlay = self._context.overlay
-        rows = await (overlay.scan(state.name, text) if self.exclusive is None else self.exclusive.scan(state.name, text))
+        exclusive = await self._turn()
+        rows = await (self._context.overlay.scan(state.name, text) if exclusive is None else exclusive.scan(state.name, text))
         self._check()
         self.scans.append(ScanRead(state.name, text, tuple((key, row.version) for key, row in rows)))
         seen = dict(rows)
@@ -195,9 +195,9 @@ class Tx(Generic[R]):
         self._check()
         if self.exclusive is None:
             self.exclusive = self._context.enter()
-        await self.exclusive.wait()
-        self._check()
-        rows = await self.exclusive.execute(query, params)
+        exclusive = await self._turn()
+        assert exclusive is not None
+        rows = await exclusive.execute(query, params)
         self._check()
         return rows
 
@@ -289,6 +289,17 @@ class Tx(Generic[R]):
         """Take back what its statements did, if they are not on their way to the commit. Idempotent."""
         if self.exclusive is not None:
             self.exclusive.abandon()
+
+    async def _turn(self) -> Exclusive | None:
+        """Return its turn at the statements once it has it, ``None`` where it asked for none.
+
+        In its turn it reads there: whoever waited for a unit of another handler would wait for itself.
+        """
+        if self.exclusive is not None:
+            await self.exclusive.wait()
+            self._check()
+            self.exclusive.check()
+        return self.exclusive
 
     def _check(self) -> None:
         if self._is_closed:
