@@ -415,7 +415,7 @@ async def _within(seconds: float, close: Callable[[], Awaitable[None]]) -> None:
 
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event, *, second_ends: bool) -> Generator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT; the second may end the process at once: nothing is half committed."""
+    """Set `stop` at the first SIGTERM, SIGINT or SIGHUP; the second may end the process at once: nothing is half committed."""
     loop = asyncio.get_running_loop()
 
     def stop_now(number: int) -> None:
@@ -424,6 +424,8 @@ def _signals(stop: asyncio.Event, *, second_ends: bool) -> Generator[None]:
         stop.set()
 
     numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` means that it stays so
+        numbers = (*numbers, signal.SIGHUP)
     try:
         for number in numbers:
             loop.add_signal_handler(number, stop_now, number)

@@ -89,7 +89,7 @@ def test_a_redrive_of_what_was_mended_is_handled_while_it_waits(parked: Process,
 @pytest.mark.parametrize("which", [["--all"], ["--type", "shop.order_placed/1"], ["--error", "no money"], ["poison"]])
 def test_a_redrive_of_what_is_still_broken_says_so_and_ends(parked: Process, cli: Cli, which: list[str]) -> None:
     result = cli("parked", "redrive", "billing", *which)
-    assert result.exit_code == 0
+    assert result.exit_code == 5
     assert result.stdout == "failed again: 1 key\n  poison: failed: RuntimeError: no money\n"
 
 

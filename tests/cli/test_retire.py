@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from tests.cli.shop import Cli, Start
+from tests.cli.shop import Cli, Start, on_terminal
 
 
 def test_a_subscription_at_work_is_not_retired_and_a_stopped_one_is(shop: Path, cli: Cli, start: Start) -> None:
@@ -15,10 +15,12 @@ def test_a_subscription_at_work_is_not_retired_and_a_stopped_one_is(shop: Path, 
     assert refused.exit_code == 1
     assert "stop them first" in refused.stderr
     worker.end(signal.SIGTERM)
-    asked = cli("retire", "billing", "billing", stdin="n\n")
-    assert asked.exit_code == 1
-    assert "Forget progress, state of subscription 'billing' of app 'billing' for ever?" in asked.stderr
-    assert cli("retire", "billing", "billing", stdin="y\n").stdout.endswith("retired subscription 'billing' of app 'billing'\n")
+    asked = on_terminal(["retire", "billing", "billing"], columns=120, typed="n\n")
+    assert any("Forget progress, state of subscription 'billing' of app 'billing' for ever?" in line for line in asked)
+    unasked = cli("retire", "billing", "billing", stdin="y\n")
+    assert (unasked.exit_code, "--yes" in unasked.stderr) == (1, True)
+    answered = on_terminal(["retire", "billing", "billing"], columns=120, typed="y\n")
+    assert answered[-1] == "retired subscription 'billing' of app 'billing'"
     again = cli("retire", "billing", "billing", "--yes")
     assert again.exit_code == 1
     assert "there is no subscription 'billing'" in again.stderr

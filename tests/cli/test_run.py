@@ -25,7 +25,7 @@ def test_it_prints_where_log_and_store_are_and_where_each_subscription_stands(sh
     assert worker.lines[-1] == "stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_one_signal_stops_it_with_0(shop: Path, start: Start, number: signal.Signals) -> None:
     worker = start("run", "shop:loyalty")
     worker.wait_for("loyalty is running")

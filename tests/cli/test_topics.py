@@ -90,11 +90,14 @@ def test_limits_are_set_as_people_write_them_and_shown(shop: Path, cli: Cli) -> 
 
 def test_keeping_less_is_asked_for_and_keeping_more_is_not(shop: Path, cli: Cli) -> None:
     publish(cli, "ada")
-    asked = cli("topics", "set", "shop.orders", "--keep-s", "7d", stdin="n\n")
-    assert asked.exit_code == 1
-    assert "Topic 'shop.orders' keeps everything. Keep 7 d, and delete the rest for ever?" in asked.stderr
+    week = ["topics", "set", "shop.orders", "--keep-s", "7d"]
+    asked = on_terminal(week, columns=120, typed="n\n")
+    assert any("Topic 'shop.orders' keeps everything. Keep 7 d, and delete the rest for ever?" in line for line in asked)
+    refused = cli(*week, stdin="y\n")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (1, True)
     assert shown(cli)["keep_s"] is None
-    assert cli("topics", "set", "shop.orders", "--keep-s", "7d", stdin="y\n").exit_code == 0
+    on_terminal(week, columns=120, typed="y\n")
+    assert shown(cli)["keep_s"] == 7 * 86_400
     assert cli("topics", "set", "shop.orders", "--keep-s", "8d").exit_code == 0
     assert cli("topics", "set", "shop.orders", "--keep-s", "6d").exit_code == 1
     assert shown(cli)["keep_s"] == 8 * 86_400

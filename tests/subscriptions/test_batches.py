@@ -118,7 +118,11 @@ async def test_a_batch_that_is_finished_only_after_its_commit_was_told_is_caught
         settled(self, *rest)
 
     tasks: list[asyncio.Task[None]] = []
-    monkeypatch.setattr(Batches, "_settled", lambda self, *rest: tasks.append(asyncio.ensure_future(later(self, *rest))))
+
+    def start(self: Batches, *rest: Any) -> None:
+        tasks.append(asyncio.create_task(later(self, *rest)))
+
+    monkeypatch.setattr(Batches, "_settled", start)
     assert await _any_caught(world, range(20))
 
 

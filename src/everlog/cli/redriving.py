@@ -23,6 +23,7 @@ _NAMED: Final = 20
 """So many keys that failed again are named with their errors."""
 _BAR_CELLS: Final = 20
 """What is said beside it needs the rest of 80 columns."""
+_FAILED_AGAIN: Final = 5
 _INTERRUPTED: Final = 130
 
 
@@ -102,7 +103,7 @@ def say_answers(app: str, answered: Answered, action: Action) -> None:
     """Print what became of the keys.
 
     Raises:
-        Exit: Ctrl-C ended the waiting.
+        Exit: Keys that were redriven failed again, or Ctrl-C ended the waiting.
     """
     answers, console = answered.answers, screen()
     if answered.changed:
@@ -117,6 +118,8 @@ def say_answers(app: str, answered: Answered, action: Action) -> None:
     _say_open(app, answered)
     if answered.is_interrupted:
         raise typer.Exit(_INTERRUPTED)
+    if action == "redrive" and answers.parked:
+        raise typer.Exit(_FAILED_AGAIN)
 
 
 def _say_redriven(answered: Answered) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from everlog.cli.modules import chosen
-from everlog.cli.options import LogUrl, StoreUrl, Yes, existing_store, settings_from
+from everlog.cli.options import LogUrl, StoreUrl, Yes, confirm, existing_store, settings_from
 from everlog.cli.terminal import counted, screen
 from everlog.clock import SystemClock
 from everlog.runtime import opened_log
@@ -27,11 +27,8 @@ def retire(
     """Forget a subscription: its progress, its state, its held events. Its workers must be stopped."""
     settings = settings_from(log_url=log_url, store_url=store_url)
     stored = asyncio.run(_stored(settings, app, subscription))
-    if not is_sure:
-        held = f" and {counted(stored.held_records, 'held event')}" if stored.held_records else ""
-        typer.confirm(
-            f"Forget progress, state{held} of subscription {subscription!r} of app {app!r} for ever?", abort=True, err=True
-        )
+    held = f" and {counted(stored.held_records, 'held event')}" if stored.held_records else ""
+    confirm(f"Forget progress, state{held} of subscription {subscription!r} of app {app!r} for ever?", is_sure=is_sure)
     asyncio.run(_retire(settings, app, subscription))
     screen().print(f"retired subscription {subscription!r} of app {app!r}", soft_wrap=True)
 

@@ -11,7 +11,7 @@ import typer
 
 from everlog.cli.limits import parse_age_s, parse_bytes, shown_limits
 from everlog.cli.modules import chosen
-from everlog.cli.options import AsJson, LogUrl, Yes, existing_log, settings_from
+from everlog.cli.options import AsJson, LogUrl, Yes, confirm, existing_log, settings_from
 from everlog.cli.terminal import ago, counted, iso_time, print_json, screen, table
 from everlog.clock import SystemClock, to_datetime, to_us
 from everlog.errors import CommandRefused
@@ -152,8 +152,8 @@ def set_(
     before = asyncio.run(_spec(settings, name))
     after = msgspec.structs.replace(before, **changes)
     kept, keeps = (shown_limits(spec.keep_s, spec.keep_bytes) for spec in (before, after))
-    if not is_sure and _keeps_less(before, after):
-        typer.confirm(f"Topic {name!r} keeps {kept}. Keep {keeps}, and delete the rest for ever?", abort=True, err=True)
+    if _keeps_less(before, after):
+        confirm(f"Topic {name!r} keeps {kept}. Keep {keeps}, and delete the rest for ever?", is_sure=is_sure)
     asyncio.run(_set(settings, after))
     console = screen()
     console.print(f"{name} keeps {keeps}; before: {kept}", soft_wrap=True)
