@@ -6,7 +6,7 @@ number or a text that its payload carries too, so that it is recognised wherever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
@@ -78,7 +78,7 @@ class History:
         self.effects: dict[str, dict[str, Sequence[Effect]]] = {}
         self.waiting: dict[str, set[EventName]] = {}
         self.emitted: dict[EventName, tuple[str, EventName]] = {}
-        self.subscriptions: dict[str, frozenset[str]] = {}
+        self.subscriptions: dict[str, tuple[frozenset[str], Callable[[EventName], bool]]] = {}
         self._count_of: dict[str, int] = {}
 
     # ---- producers ----
@@ -114,9 +114,11 @@ class History:
 
     # ---- subscriptions ----
 
-    def subscribes(self, subscription: str, topics: Sequence[str]) -> None:
-        """Note that a subscription has to have handled all events of some topics, from the first one on."""
-        self.subscriptions[subscription] = frozenset(topics)
+    def subscribes(
+        self, subscription: str, topics: Sequence[str], only: Callable[[EventName], bool] = lambda _: True
+    ) -> None:
+        """Note that a subscription has to have handled all events of some topics, from the first one on; or only some of them."""
+        self.subscriptions[subscription] = (frozenset(topics), only)
 
     def ran(self, worker: str, event: EventName, key: str, began: float, ended: float) -> None:
         """Note one call of a handler.

@@ -113,8 +113,8 @@ def _found(history: History, log: _Log) -> Iterator[_Found]:
     yield from _emissions(history, log)
     for subscription, rows in history.effects.items():
         yield from _effects(history, log, subscription, rows)
-    for subscription, topics in history.subscriptions.items():
-        yield from _unseen(history, log, subscription, topics)
+    for subscription in history.subscriptions:
+        yield from _unseen(history, log, subscription)
     yield from _overlaps(history)
 
 
@@ -294,14 +294,15 @@ def _emissions(history: History, log: _Log) -> Iterator[_Found]:
             )
 
 
-def _unseen(history: History, log: _Log, subscription: str, topics: frozenset[str]) -> Iterator[_Found]:
+def _unseen(history: History, log: _Log, subscription: str) -> Iterator[_Found]:
+    topics, is_meant = history.subscriptions[subscription]
     shown = {effect.event for effects in history.effects.get(subscription, {}).values() for effect in effects}
     shown |= history.waiting.get(subscription, set())
     for where, records in log.kept.items():
         if where.topic not in topics:
             continue
         for offset, seen in records.items():
-            if (event := seen.event) not in shown:
+            if (event := seen.event) not in shown and is_meant(event):
                 yield _Found(
                     Rule.UNSEEN, event, f"{subscription} has neither handled nor held event {event!r} of {_place(where, offset)}"
                 )
