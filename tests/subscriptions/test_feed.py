@@ -49,6 +49,10 @@ async def _turns(count: int = 200) -> None:
         await asyncio.sleep(0)
 
 
+async def _never_lost(_work: SlotWork, _where: TopicPartition, _after: Offset, _first: Offset) -> bool:
+    raise AssertionError("nothing is deleted here")
+
+
 def _feed(reader: Endless, *, most: int) -> Feed:
     app = App("app")
 
@@ -61,7 +65,7 @@ def _feed(reader: Endless, *, most: int) -> Feed:
         declaration.branches,
         lambda: None,
         read_ahead_bytes=most,
-        lost=lambda _where, _after, _first: None,
+        lost=_never_lost,
         changed=lambda _: None,
     )
     feed.open(SlotWork(Lease(Slot("app", 0), 1, 1), [Progress(WHERE, BEGINNING)]))

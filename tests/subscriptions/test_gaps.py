@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from pathlib import Path
 
 import pytest
-from tests.subscriptions.world import Left, Make, World, left
+from tests.subscriptions.world import LEASE_S, Left, Make, World, left
 
 from everlog import App, Delivery, Tx
+from everlog.contracts.contract import contract_of
 from everlog.errors import HistoryGone
+from everlog.stores.sqlite import open_store
 from everlog.subscriptions import feed
 
 KEY = "a"
@@ -106,6 +109,27 @@ async def test_an_app_that_is_told_to_stop_ends_when_it_is_overtaken(world: Make
     await w.until(lambda: w.has_ended)
     with pytest.raises(HistoryGone, match="retention has deleted up to"):
         await w.stop()
+
+
+async def test_who_was_stopped_for_long_and_has_lost_its_slots_is_not_told_of_what_others_have_handled(
+    world: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    slow = Slow(monkeypatch, on_gap="stop")
+    w = await world(slow.app, folder=tmp_path)
+    await _publish(w, 0, 8_000)
+    await w.start()
+    await asyncio.wait_for(slow.began.wait(), 5)
+    other = await open_store(f"sqlite:{tmp_path / 'store.db'}", clock=w.clock, lease_s=LEASE_S)
+    member = (await other.join({"app": [contract_of(Left).name]}, alive_s=LEASE_S)).member
+    await w.store._write(
+        lambda connection: connection.execute("UPDATE lease SET epoch = epoch + 9, member = ?", (member,)).fetchall()
+    )
+    await w.log.trim(left.name, await w.log.head(left.name))
+    slow.go.set()
+    await w.until(lambda: not w.engines()["app"].works)
+    await w.stop()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    await other.aclose()
 
 
 async def test_a_reader_that_is_overtaken_where_all_was_handled_says_nothing(

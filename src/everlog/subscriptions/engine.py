@@ -6,9 +6,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
+from everlog.errors import LeaseLost
 from everlog.position import Offset, TopicPartition
 from everlog.store import Lease, Progress, Request, Room, SlotState, Unit
 from everlog.subscriptions.call import BatchCall, Call
@@ -65,7 +65,7 @@ class Engine:
             declaration.branches,
             self._arrived,
             read_ahead_bytes=read_ahead_bytes,
-            lost=partial(pass_or_stop, declaration),
+            lost=self._overtaken,
             changed=lambda work: self._committer.touch(work, urgent=True),
         )
         self._lanes = Lanes(around.clock, self._scheduled, most_s=declaration.delivery.longest_pause_s)
@@ -129,6 +129,22 @@ class Engine:
             work.is_ours = False
             self.stop_taking(work)
             self._forget(work)
+
+    async def _overtaken(self, work: SlotWork, where: TopicPartition, after: Offset, first: Offset) -> bool:
+        """Answer to a gap; tells whether the slot is still ours.
+
+        A process that was stopped for long may find one where another has handled everything: it has lost its slot, and nothing is missing.
+
+        Raises:
+            HistoryGone: It was not handled, and the delivery says to stop.
+        """
+        try:
+            await self._around.store.load(work.lease)
+        except LeaseLost:
+            self.lose_slot(work)
+            return False
+        pass_or_stop(self.declaration, where, after, first)
+        return True
 
     async def stop(self) -> None:
         """Take nothing more and wait until what is in flight is committed."""

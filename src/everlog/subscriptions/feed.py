@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from everlog.codec import Batch
@@ -30,7 +30,8 @@ class Feed:
         reader: Reads the partitions of the slots that are open; closed by `aclose`.
         branches: What is handled.
         arrived: Called when there is something to take.
-        lost: Called for a partition, where it stood, and where it goes on, when retention has deleted what was not handled; may raise.
+        lost: Called for a slot, a partition, where it stood, and where it goes on, when retention has deleted what was not handled here; tells
+            whether the slot is still ours, and may raise.
         changed: Called when a slot's progress has changed without a record.
         read_ahead_bytes: Most bytes of records read and not finished.
     """
@@ -42,7 +43,7 @@ class Feed:
         arrived: Callable[[], None],
         *,
         read_ahead_bytes: int,
-        lost: Callable[[TopicPartition, Offset, Offset], None],
+        lost: Callable[[SlotWork, TopicPartition, Offset, Offset], Awaitable[bool]],
         changed: Callable[[SlotWork], None],
     ) -> None:
         self._reader = reader
@@ -101,12 +102,12 @@ class Feed:
             try:
                 batch = await self._reader.next()
             except RecordsGone as gone:
-                self._pass_gap(gone)
+                await self._pass_gap(gone)
             else:
                 self._accept(batch)
             await asyncio.sleep(0)
 
-    def _pass_gap(self, gone: RecordsGone) -> None:
+    async def _pass_gap(self, gone: RecordsGone) -> None:
         """Go on behind what retention has deleted before it was read.
 
         Raises:
@@ -118,8 +119,10 @@ class Feed:
         if work is None:
             return
         partition = work.partitions[where]
-        if partition.is_lost(after, first):
-            self._lost(where, after, first)
+        if partition.is_lost(after, first) and not await self._lost(work, where, after, first):
+            return
+        if self._by_partition.get(where) is not work:
+            return
         partition.pass_gap(first)
         self._reader.assign({where: first})
         self._changed(work)
