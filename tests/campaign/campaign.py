@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from tests.campaign import services
-from tests.campaign.journal import read_into
+from tests.campaign.journal import Happened, read_into
 from tests.campaign.part import GRACE_S, Part, Role, name_of
 from tests.campaign.points import points_of
-from tests.campaign.services import APPS, LEDGERS, PARTITIONS, SHARED_EVERY, TOPICS, Row
+from tests.campaign.services import APPS, LEDGERS, SHARED_EVERY, TOPICS, Row
 from tests.processes.yard import ROOT, Process
 
 import everlog
@@ -41,6 +41,7 @@ WORKERS: Final = 2
 """Of each service."""
 READY_S: Final = 30.0
 SETTLE_S: Final = 60.0
+SETTLE_WITH_A_BUG_S: Final = 8.0
 _ROWS = msgspec.json.Decoder(Row)
 
 
@@ -54,6 +55,8 @@ class Plan:
         rate: Events that all producers together publish in a second, at most.
         pause_s: Between two faults, about.
         faults: Kind → weight; ``None`` for all.
+        keys: So many are used in ten seconds.
+        points_once: Kill at each named point once, do nothing else, and end when that is done; fail after `seconds`.
         bug: Seeded into all processes.
         lease_s: Of the workers.
     """
@@ -65,6 +68,9 @@ class Plan:
     faults: Mapping[str, int] | None = None
     bug: str | None = None
     lease_s: float = 0.5
+    kept_behind: int = 100
+    keys: int = 100
+    points_once: bool = False
 
 
 @dataclass(slots=True)
@@ -76,7 +82,6 @@ class Sample:
     files: Mapping[str, int]
     wal_bytes: int
     log_bytes: int
-    lag: int
 
 
 @dataclass(slots=True)
@@ -94,6 +99,7 @@ class Result:
     settled_s: float = 0.0
     samples: list[Sample] = field(default_factory=list[Sample])
     latencies: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    """When each call of a producer was answered, and how long it took, in seconds."""
 
 
 class NeverSettles(AssertionError):
@@ -112,6 +118,7 @@ class Campaign:
         self._armed: dict[Process, str] = {}
         self._points: dict[Role, list[str]] = {}
         self._stopped: set[Process] = set()
+        self._done: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log: Log
         self._stores: dict[str, Store] = {}
@@ -147,6 +154,9 @@ class Campaign:
             self._start("follower"),
             self._start("janitor"),
         )
+        if self._plan.points_once:
+            await self._each_point()
+            return
         kinds = (
             self._plan.faults if self._plan.faults is not None else dict.fromkeys(_FAULTS, 1) | {"kill": 3, "kill at a point": 6}
         )
@@ -156,14 +166,45 @@ class Campaign:
             while time.monotonic() - began_s < self._plan.seconds:
                 await asyncio.sleep(self._dice.uniform(0.5, 1.5) * self._plan.pause_s)
                 if kinds:
-                    (kind,) = self._dice.choices(list(kinds), list(kinds.values()))
-                    await _FAULTS[kind](self)
+                    await self._inject_one(kinds)
                 await self._replace_dead()
         finally:
             sampling.cancel()
         self.result.ran_s = time.monotonic() - began_s
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def _inject_one(self, kinds: Mapping[str, int]) -> None:
+        """Inject a fault by the dice; but first each kind once."""
+        if len(self._done) < len(kinds):
+            kind = self._dice.choice([kind for kind in kinds if kind not in self._done])
+        else:
+            (kind,) = self._dice.choices(list(kinds), list(kinds.values()))
+        before = self.result.injected.total() + len(self._armed)
+        await _FAULTS[kind](self)
+        if self.result.injected.total() + len(self._armed) > before:  # there was somebody to do it to
+            self._done.add(kind)
+
+    async def _each_point(self) -> None:
+        """Kill at each named point: one of each role at a time, each as soon as its predecessor has died."""
+
+        async def of_role(role: Role) -> None:
+            for point in points_of(role):
+                victim = self._live[role].pop()
+                await victim.end(signal.SIGTERM)
+                process = await self._start(role, (point, 1))
+                code = await process.child.wait()
+                if code != -signal.SIGKILL:
+                    raise AssertionError(f"{role} was to kill itself at {point!r}, and ended with {code}:\n{self.errors}")
+                self._live[role].remove(process)
+                self._armed.pop(process)
+                await self._start(role)
+                self.result.injected[f"kill at {point}"] += 1
+                self.result.survived[f"kill at {point}"] += 1
+
+        roles: Sequence[Role] = ("producer", "billing", "shipping", "janitor")
+        async with asyncio.timeout(self._plan.seconds):
+            await asyncio.gather(*[of_role(role) for role in roles])
 
     # ---- processes ----
 
@@ -172,7 +213,7 @@ class Campaign:
         plan = self._plan
         part = Part(
             role, str(self._folder), f"{role}-{number}", number, seed=plan.seed * 1_000 + number, rate=plan.rate / PRODUCERS,
-            lease_s=plan.lease_s, kill_at=kill_at, bug=plan.bug,
+            lease_s=plan.lease_s, kill_at=kill_at, kept_behind=plan.kept_behind, keys=plan.keys, bug=plan.bug,
         )  # fmt: skip
         source = str(Path(everlog.__file__).parents[1])
         with (self._folder / "stderr.txt").open("ab") as errors:
@@ -319,29 +360,31 @@ class Campaign:
         for process in self._stopped:
             process.send(signal.SIGCONT)
         for process in list(self._armed):  # it has not come by its point
-            role = next(role for role, processes in self._live.items() if process in processes)
-            self._live[role].remove(process)
+            for processes in self._live.values():
+                if process in processes:
+                    processes.remove(process)
             await self._kill(process)
-            if role in ("billing", "shipping") and len(self._live[role]) < 2:
-                await self._start(role)
-        for role in ("producer", "janitor"):
-            for process in self._live[role]:
-                await process.end(signal.SIGTERM)
-            self._live[role].clear()
+        await self._end_in_order("producer")
+        await self._end_in_order("janitor")
         began_s = time.monotonic()
-        for app in ("billing", "shipping"):
+        for app in APPS:
             while not await self._is_settled(app):
                 await self._replace_dead()
-                if time.monotonic() - began_s > SETTLE_S:
+                if time.monotonic() - began_s > (SETTLE_S if self._plan.bug is None else SETTLE_WITH_A_BUG_S):
                     if self._plan.bug is None:
                         raise NeverSettles(f"{app}: {await self._stores[app].status()}\n{self.errors}")
                     break  # the judge says what is missing
                 await self._stores[app].wait(0.1)
         self.result.settled_s = time.monotonic() - began_s
-        for role in ("billing", "shipping", "follower"):
-            for process in self._live[role]:
-                await process.end(signal.SIGTERM if role == "follower" or self._plan.bug is None else signal.SIGKILL)
-            self._live[role].clear()
+        await self._end_in_order("follower")
+        for role in ("billing", "shipping"):
+            if self._plan.bug is None:
+                await self._end_in_order(role)
+
+    async def _end_in_order(self, role: Role) -> None:
+        for process in self._live[role]:
+            await process.end(signal.SIGTERM)
+        self._live[role].clear()
 
     async def _is_settled(self, app: str) -> bool:
         status = await self._stores[app].status()
@@ -368,7 +411,14 @@ class Campaign:
     async def _history(self) -> History:
         history = History()
         for path in sorted((self._folder / "journals").iterdir()):
-            read_into(history, path)
+            for line in read_into(history, path):
+                if isinstance(line, Happened):
+                    self.result.injected[line.kind] += 1
+                    self.result.survived[line.kind] += 1
+                else:
+                    self.result.latencies.append((line.at_s, line.took_s))
+            if path.name.startswith("follower"):
+                history.reads_all(path.stem)
         self.result.published = len(history.sent)
         self.result.unanswered = len(history.sent) - len(history.answers)
         names = sorted({name for topics in TOPICS.values() for name in topics})
@@ -427,12 +477,11 @@ class Campaign:
                 if role != "janitor" and processes and processes[0].child.returncode is None:
                     memory[role] = _memory_kib(processes[0].child.pid)
                     files[role] = _open_files(processes[0].child.pid)
-            lag = sum([(await self._log.backlog(name, {}))[0] for name in TOPICS["billing"]]) if False else 0
             self.result.samples.append(
                 Sample(
                     time.monotonic() - began_s, memory, files,
                     max([path.stat().st_size for path in self._folder.glob("*-wal")], default=0),
-                    (self._folder / "log.db").stat().st_size, lag,
+                    (self._folder / "log.db").stat().st_size,
                 )
             )  # fmt: skip
 
@@ -447,7 +496,7 @@ def _memory_kib(pid: int) -> int:
 
 def _open_files(pid: int) -> int:
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
     except OSError:
         return 0
 

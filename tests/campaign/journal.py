@@ -33,6 +33,8 @@ class Answered(msgspec.Struct, tag="told", array_like=True):
     places: Sequence[tuple[int, str, int, int]] = ()
     """Name, topic, partition and offset of those whose place it was told: the last one in each partition."""
     took_s: float = 0.0
+    at_s: float = 0.0
+    """When, by the clock that all processes share."""
 
 
 class Read(msgspec.Struct, tag="read", array_like=True):
@@ -54,7 +56,13 @@ class Overlap(msgspec.Struct, tag="overlap", array_like=True):
     second: int
 
 
-Line: TypeAlias = Sends | Answered | Read | Overlap
+class Happened(msgspec.Struct, tag="happened", array_like=True):
+    """A fault that the process did to itself and outlived."""
+
+    kind: str
+
+
+Line: TypeAlias = Sends | Answered | Read | Overlap | Happened
 _lines = msgspec.json.Decoder(Line)
 
 
@@ -77,14 +85,18 @@ def lines_of(path: Path) -> Iterator[Line]:
                 yield _lines.decode(line)
 
 
-def read_into(history: History, path: Path) -> None:
-    """Bring all lines of a journal into a history."""
+def read_into(history: History, path: Path) -> Sequence[Happened | Answered]:
+    """Bring all lines of a journal into a history; return those that a report counts."""
+    counted: list[Happened | Answered] = []
     for line in lines_of(path):
         match line:
             case Sends(sender, topic, events):
                 for name, key in events:
                     history.sends(sender, name, topic, key)
+            case Happened():
+                counted.append(line)
             case Answered(told, names, places):
+                counted.append(line)
                 for name in names:
                     history.told(name, Told(told))
                 for name, topic, partition, offset in places:
@@ -96,3 +108,4 @@ def read_into(history: History, path: Path) -> None:
             case Overlap(worker, key, first, second):
                 history.ran(worker, first, key, 0.0, 2.0)
                 history.ran(worker, second, key, 1.0, 3.0)
+    return counted

@@ -16,19 +16,20 @@ from typing import Any, Final, Literal
 import msgspec
 from tests.campaign import services
 from tests.campaign.bugs import BUGS
-from tests.campaign.journal import Answered, Journal, Overlap, Read, Sends
+from tests.campaign.journal import Answered, Happened, Journal, Overlap, Read, Sends
 from tests.campaign.points import arm, kill
-from tests.campaign.services import APPS, TOPICS, Billed, Ordered, Returned, bills, orders, returns
+from tests.campaign.services import APPS, TOPICS, Billed, Ordered, Returned, orders, returns
 
 from everlog import Settings
 from everlog.app import App
 from everlog.client.client import Client
 from everlog.clock import SystemClock
 from everlog.contracts.contract import contract_of
-from everlog.errors import EventRefused, EverlogError, LogReadOnly, PublishUnknown
+from everlog.errors import EventRefused, EverlogError, LogError, LogReadOnly, PublishUnknown
 from everlog.key import partition_of
-from everlog.log import Log
+from everlog.log import Appended, Log, Status
 from everlog.logs.sqlite import open_log
+from everlog.logs.sqlite.log import SqliteLog
 from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.store import Lease, Slot
 from everlog.stores.sqlite import open_store
@@ -42,8 +43,6 @@ _NAMES_EACH: Final = 1 << 24
 """Events that one task may publish."""
 _NOTE: Final = "x" * 90
 _JANITOR_EVERY_S: Final = 0.7
-_KEPT_BEHIND: Final = 100
-"""The janitor leaves so many records of each partition, though everybody has read them."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -58,7 +57,9 @@ class Part(msgspec.Struct, frozen=True):
         keys: So many keys are used in a window of time.
         window_s: How long that is.
         lease_s: Of the workers.
-        kill_at: A named point at which it kills itself, and how often it passes it before.
+        kill_at: A named point at which it kills itself, and the how manieth time.
+        lost_answers: So often the log has stored what a producer sent, and the answer is lost.
+        kept_behind: The janitor leaves so many records of each partition, though everybody has read them.
         bug: A seeded bug.
     """
 
@@ -72,6 +73,8 @@ class Part(msgspec.Struct, frozen=True):
     window_s: float = 10.0
     lease_s: float = 0.5
     kill_at: tuple[str, int] | None = None
+    lost_answers: float = 0.02
+    kept_behind: int = 100
     bug: str | None = None
 
     @property
@@ -105,12 +108,28 @@ def _stopped() -> asyncio.Event:
 async def produce(part: Part) -> None:
     """Publish events of a few kinds, alone and in batches, as fast as it may, until SIGTERM."""
     stop, journal, dice = _stopped(), part.journal(), random.Random(part.seed)
+    _lose_answers(part.lost_answers, journal, random.Random(part.seed))
     async with App("producer").connect(Settings(log_url=part.log_url)) as client:
         say("ready")
         senders = [_Sender(part, number, client, journal, dice) for number in range(SENDERS)]
         async with asyncio.TaskGroup() as tasks:
             for sender in senders:
                 tasks.create_task(sender.run(stop))
+
+
+def _lose_answers(share: float, journal: Journal, dice: random.Random) -> None:
+    """Have answers of the log get lost on their way now and then."""
+    appended = SqliteLog._appended
+
+    async def losing(self: SqliteLog, submitted: Any, count: int) -> Appended:
+        answer: Appended = await appended(self, submitted, count)
+        if dice.random() < share and answer.settled:
+            journal.write(Happened("answer of the log lost"))
+            error = LogError("the answer was lost")
+            return Appended([Status.UNKNOWN] * count, [None] * count, [error] * count)
+        return answer
+
+    SqliteLog._appended = losing  # type: ignore[method-assign]
 
 
 class _Sender:
@@ -155,7 +174,7 @@ class _Sender:
         else:
             position = published.position
         places = self._places(events, topic.name, position) if position is not None else []
-        self._journal.write(Answered("stored", names, places, time.monotonic() - began_s))
+        self._journal.write(Answered("stored", names, places, time.monotonic() - began_s, time.monotonic()))
 
     async def _retried(self, unknown: PublishUnknown) -> Position | None:
         """Send it again until it is stored; where the first sending was, nobody is told its place."""
@@ -318,12 +337,12 @@ async def _handled(part: Part, log: Log, stores: Mapping[str, Any]) -> Mapping[s
     except FileNotFoundError:
         return {}
     found: dict[str, dict[TopicPartition, Offset]] = {}
-    for app, store in stores.items():
+    for store in stores.values():
         for subscription in (await store.status()).subscriptions:
             for one in subscription.progress:
                 topic, partition = one.where
                 through = min([one.through, *one.unfinished, followed.get(topic, {}).get(partition, -1)])
-                found.setdefault(topic, {})[one.where] = Offset(max(-1, through - _KEPT_BEHIND))
+                found.setdefault(topic, {})[one.where] = Offset(max(-1, through - part.kept_behind))
     return {topic: Position(log.identity, offsets) for topic, offsets in found.items()}
 
 
@@ -332,8 +351,8 @@ _ROLES: Final[Mapping[str, Any]] = {"producer": produce, "billing": work, "shipp
 
 def main(text: str) -> None:
     part = msgspec.json.decode(text, type=Part)
-    if part.bug is not None:
-        BUGS[part.bug].seed(part.role, random.Random(part.seed))
+    if part.bug is not None and BUGS[part.bug].role == part.role:
+        BUGS[part.bug].seed(random.Random(part.seed))
     if part.kill_at is not None:
         arm(*part.kill_at, kill)
     asyncio.run(_ROLES[part.role](part))

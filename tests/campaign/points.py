@@ -8,22 +8,25 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-import everlog.drivers.sqlite.backup as backup
-import everlog.drivers.sqlite.database as database
-import everlog.stores.sqlite.store as store_module
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.database import Database, Group
-from everlog.logs.sqlite import retention
-from everlog.logs.sqlite.jobs import Append, Deletion
+from everlog.logs.sqlite.jobs import Append
 from everlog.logs.sqlite.log import SqliteLog
+from everlog.logs.sqlite.retention import Deletion
 from everlog.logs.sqlite.writer import Writer
 from everlog.store import RELAY, Lease
 from everlog.stores.sqlite.store import SqliteStore
 
 Hit = Callable[[], None]
+
+# Modules whose names are replaced: to whoever checks types, they may have any.
+backup: Final[Any] = import_module("everlog.drivers.sqlite.backup")
+store_module: Final[Any] = import_module("everlog.stores.sqlite.store")
+writer: Final[Any] = import_module("everlog.logs.sqlite.writer")
 
 
 def kill() -> None:
@@ -91,10 +94,7 @@ def _retention_applied(hit: Hit) -> None:
 
 
 def _retention_given_back(hit: Hit) -> None:
-    # `give_back` was imported by name into the writer.
-    import everlog.logs.sqlite.writer as writer
-
-    give_back = retention.give_back
+    give_back = writer.give_back
 
     def patched(*args: Any) -> Any:
         result = give_back(*args)
@@ -105,7 +105,8 @@ def _retention_given_back(hit: Hit) -> None:
 
 
 def _at_bell(hit: Hit, *, of_log: bool, has_rung: bool) -> None:
-    commit = Database._commit_file
+    database: Any = Database
+    commit = database._commit_file
     ring = Bell.ring
     inside: list[bool] = []
 
@@ -123,7 +124,7 @@ def _at_bell(hit: Hit, *, of_log: bool, has_rung: bool) -> None:
         if inside and inside[-1] and has_rung:
             hit()
 
-    Database._commit_file = committing  # type: ignore[method-assign]
+    database._commit_file = committing
     Bell.ring = ringing  # type: ignore[method-assign]
 
 

@@ -71,6 +71,15 @@ def test_what_retention_deleted_before_the_last_reading_is_not_lost() -> None:
     assert judge(history) == []
 
 
+def test_what_a_reader_of_everything_was_not_given_was_never_there() -> None:
+    history = clean()
+    history.reads_all("follower")
+    history.gone(ORDERS, 5)
+    for reader in ("follower", "final"):
+        del history.readings[reader, ORDERS][3]
+    assert {fault.rule for fault in judge(history) if fault.event == 3} == {Rule.LOST, Rule.PHANTOM}
+
+
 def test_an_event_under_a_later_epoch_of_another_slot_says_nothing_of_this_one() -> None:
     history = clean()
     history.sends("other", 10, "orders", "z")

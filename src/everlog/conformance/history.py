@@ -73,6 +73,7 @@ class History:
         self.sent: dict[EventName, Sent] = {}
         self.answers: dict[EventName, Answer] = {}
         self.readings: dict[tuple[str, TopicPartition], list[Seen]] = {}
+        self.complete: set[str] = set()
         self.gone_through: dict[TopicPartition, int] = {}
         self.runs: dict[tuple[str, str], list[Ran]] = {}
         self.effects: dict[str, dict[str, Sequence[Effect]]] = {}
@@ -108,15 +109,20 @@ class History:
         """
         self.readings.setdefault((reader, where), []).append(Seen(offset, event, key))
 
+    def reads_all(self, reader: str) -> None:
+        """Note that a reader began with the first record of each partition that it read, before anything was deleted.
+
+        So what it was not given was never there, even if it is not kept any more.
+        """
+        self.complete.add(reader)
+
     def gone(self, where: TopicPartition, through: int) -> None:
         """Note that retention has deleted all up to this offset."""
         self.gone_through[where] = max(through, self.gone_through.get(where, -1))
 
     # ---- subscriptions ----
 
-    def subscribes(
-        self, subscription: str, topics: Sequence[str], only: Callable[[EventName], bool] = lambda _: True
-    ) -> None:
+    def subscribes(self, subscription: str, topics: Sequence[str], only: Callable[[EventName], bool] = lambda _: True) -> None:
         """Note that a subscription has to have handled all events of some topics, from the first one on; or only some of them."""
         self.subscriptions[subscription] = (frozenset(topics), only)
 

@@ -65,7 +65,7 @@ def judge(history: History, *, most: int = 20) -> Sequence[Fault]:
         history: What was seen. Whoever made it has read the whole log at the end, and all effects.
         most: Faults of one rule beyond these are left out: each has its story made, and one bug often breaks thousands.
     """
-    log = _Log(places_of(history), _kept(history), history.gone_through)
+    log = _Log(places_of(history), _kept(history), history.gone_through, _covered(history))
     counts = dict.fromkeys(Rule, 0)
     faults: list[Fault] = []
     for found in _found(history, log):
@@ -90,10 +90,21 @@ class _Log:
     kept: Mapping[TopicPartition, Mapping[int, Seen]]
     """What stands at each offset: the first that a reader found there."""
     gone_through: Mapping[TopicPartition, int]
+    covered_through: Mapping[TopicPartition, int]
+    """Up to where a reader has read everything that there ever was."""
 
     def is_gone(self, where: TopicPartition | None, offset: int | None) -> bool:
         """Tell whether retention may have deleted a record before anybody read it."""
-        return where is not None and offset is not None and offset <= self.gone_through.get(where, -1)
+        return (
+            where is not None
+            and offset is not None
+            and self.covered_through.get(where, -1) < offset <= self.gone_through.get(where, -1)
+        )
+
+    @property
+    def has_gaps(self) -> bool:
+        """Retention has deleted what may have been read by nobody."""
+        return any(self.covered_through.get(where, -1) < through for where, through in self.gone_through.items())
 
 
 def _kept(history: History) -> Mapping[TopicPartition, Mapping[int, Seen]]:
@@ -103,6 +114,14 @@ def _kept(history: History) -> Mapping[TopicPartition, Mapping[int, Seen]]:
         for seen in readings:
             records.setdefault(seen.offset, seen)
     return kept
+
+
+def _covered(history: History) -> Mapping[TopicPartition, int]:
+    covered: dict[TopicPartition, int] = {}
+    for (reader, where), readings in history.readings.items():
+        if reader in history.complete and readings:
+            covered[where] = max(covered.get(where, -1), readings[-1].offset)
+    return covered
 
 
 def _found(history: History, log: _Log) -> Iterator[_Found]:
@@ -266,10 +285,7 @@ def _may_be_gone(history: History, log: _Log, event: EventName) -> bool:
     answer = history.answers.get(event)
     if answer is not None and answer.offset is not None:
         return log.is_gone(answer.where, answer.offset)
-    sent = history.sent.get(event)
-    if sent is None and event not in history.emitted:
-        return False
-    return any(sent is None or where.topic == sent.topic for where in log.gone_through)
+    return (event in history.sent or event in history.emitted) and log.has_gaps
 
 
 def _emissions(history: History, log: _Log) -> Iterator[_Found]:
