@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,6 +35,8 @@ from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.store import Lease, Slot
 from everlog.stores.sqlite import open_store
 from everlog.stores.sqlite.store import SqliteStore
+
+retention: Final[Any] = import_module("everlog.logs.sqlite.retention")
 
 Role = Literal["producer", "billing", "shipping", "follower", "janitor"]
 GRACE_S: Final = 5.0
@@ -353,6 +356,8 @@ def main(text: str) -> None:
     part = msgspec.json.decode(text, type=Part)
     if part.bug is not None and BUGS[part.bug].role == part.role:
         BUGS[part.bug].seed(random.Random(part.seed))
+    if part.role == "janitor":  # a log as small as this one would keep its free pages
+        retention.SPARE_PAGES = retention.MOST_FREE_PAGES = 0
     if part.kill_at is not None:
         arm(*part.kill_at, kill)
     asyncio.run(_ROLES[part.role](part))
