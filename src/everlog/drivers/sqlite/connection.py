@@ -118,6 +118,8 @@ def check_header(path: Path, kind: Kind) -> bool:
             raise FileDamaged(f"{path} is empty, but {wal.name} beside it is not: restore the {kind.name} from a backup")
         return True
     head = _header(path)
+    if not any(head) and path.with_name(path.name + "-journal").exists():
+        return False  # the power went while it was made, and its first sector was not written yet: SQLite rolls it back
     if len(head) < 100 or not head.startswith(_HEADER):
         raise FileStrange(
             f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched"
@@ -194,11 +196,13 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
         connection.reserve_bytes(
             reserve=8
         )  # room for the page checksums; cannot be set later, and is undone if auto_vacuum comes first
-        connection.pragma("auto_vacuum", 2)  # incremental: retention gives pages back; cannot be set later either
         # In rollback mode, so that the mark is in the file's own header as soon as there is one, and not in the WAL alone.
         connection.pragma("journal_mode", "delete")
         connection.pragma("synchronous", "extra")
         with connection:
+            # Incremental: retention gives pages back; cannot be set later either. It writes the first page, so it belongs to the
+            # transaction: a power cut or a kill behind it would leave a file without our mark, refused for ever.
+            connection.pragma("auto_vacuum", 2)
             connection.execute(kind.tables).fetchall()
             connection.pragma("application_id", kind.application_id)
             connection.pragma("user_version", kind.version)
