@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format-check lint layers mypy pyright user-types format bench clean
+.PHONY: help demo test controls soak check format-check lint layers mypy pyright user-types format bench clean
 
 help:
 	@echo "make demo     run the shop: services that never learn who listens"
 	@echo "make test     run the tests"
+	@echo "make controls seed each known bug and see that it is caught"
+	@echo "make soak     MINUTES=30: kill, stop and restart processes under load, and judge what they did (SEED=n replays)"
 	@echo "make check    format, lint, layers, types (make -k check goes on after a failure)"
 	@echo "make format   format the code and sort its imports"
 	@echo "make bench    measure, and write bench.json"
@@ -30,6 +32,14 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# Bugs that break one promise each, seeded into the processes of a short campaign: the judge has to catch every one.
+controls: .venv/.installed
+	$(BIN)/python -m tests.campaign.controls $(ARGS)
+
+MINUTES ?= 30
+soak: .venv/.installed
+	$(BIN)/python -m tests.campaign --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: format-check lint layers mypy pyright user-types
 
