@@ -132,7 +132,7 @@ class Batches:
                 outcome = Outcome.COMMITTED
             else:
                 pending = Pending(unit, work, lambda pending, outcome: self._settled(pending, outcome, segment))
-                (self._committer if tx is None or tx.exclusive is None else tx.exclusive).put(pending)
+                self._committer.put(pending, None if tx is None else tx.exclusive)
                 outcome = await pending.outcome()
         except Exception as error:
             return None, error
@@ -175,10 +175,7 @@ class Batches:
             await self._holding.fail(lane, waiting, cause if isinstance(cause, Exception) else error)
         finally:
             lane.is_running = False
-            if lane.pending or (lane.held and lane.is_due):
-                self._lanes.schedule(lane)
-            else:
-                self._lanes.leave(lane)
+            self._lanes.go_on(lane)
 
 
 def _poison(error: Exception, count: int) -> int | None:

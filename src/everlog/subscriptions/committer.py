@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from everlog.clock import Clock
@@ -68,8 +69,11 @@ class Committer:
         self._is_urgent = False
         self._drained: dict[SlotWork, list[asyncio.Future[None]]] = {}
 
-    def put(self, pending: Pending) -> None:
-        """Queue a finished unit."""
+    def put(self, pending: Pending, exclusive: Exclusive | None = None) -> None:
+        """Queue a finished unit; or end with it the turn at the store's statements that its handler has."""
+        if exclusive is not None:
+            exclusive.put(pending)
+            return
         self._queue.append(pending)
         self._wake.set()
 
@@ -97,7 +101,7 @@ class Committer:
     def _newest_first(self) -> Iterator[Pending]:
         """Yield the units that are not committed yet."""
         inside = (self._inside,) if self._inside is not None else ()
-        for one in (*reversed(self._queue), *inside, *reversed(self._group)):
+        for one in chain(reversed(self._queue), inside, reversed(self._group)):
             pending = one.pending if isinstance(one, Exclusive) else one
             if pending is not None:
                 yield pending

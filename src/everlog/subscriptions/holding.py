@@ -305,10 +305,7 @@ class Holding:
             lane.is_running = False
         if work.is_ours:
             await note(self._store, self._clock, work.lease, None)
-        if lane.pending or (lane.held and lane.is_due):
-            self._lanes.schedule(lane)
-        else:
-            self._lanes.leave(lane)
+        self._lanes.go_on(lane)
 
     def _again(self, lane: Lane) -> None:
         lane.is_due = True
@@ -400,7 +397,7 @@ class Holding:
                 self._host.lose_slot(pending.work)
 
         pending = Pending(unit, lane.work, settled)
-        (self._committer if tx is None or tx.exclusive is None else tx.exclusive).put(pending)
+        self._committer.put(pending, None if tx is None else tx.exclusive)
         return await pending.outcome()
 
     def _due_us(self, delay_s: float | None) -> int | None:

@@ -65,6 +65,13 @@ class Lanes:
             self.scheduled.append(lane)
             self._on_scheduled()
 
+    def go_on(self, lane: Lane) -> None:
+        """Schedule the lane if something in it can be done now; else leave it."""
+        if lane.pending or (lane.held and lane.is_due):
+            self.schedule(lane)
+        else:
+            self.leave(lane)
+
     def leave(self, lane: Lane) -> None:
         """Forget the lane, if nothing is left that it would be needed for."""
         if lane.is_ordinary and self.by_key.get(lane.key) is lane:

@@ -266,8 +266,8 @@ class Taking:
             return
         run.partition.take(offset, run)
         waiting = Waiting(run, index, event, branch)
-        target = self._committer if tx is None or tx.exclusive is None else tx.exclusive
-        target.put(Pending(unit, run.work, lambda pending, outcome: self._settled(pending, outcome, waiting)))
+        pending = Pending(unit, run.work, lambda pending, outcome: self._settled(pending, outcome, waiting))
+        self._committer.put(pending, None if tx is None else tx.exclusive)
 
     def _finish(self, lane: Lane, waiting: Waiting, call: Call | None, tx: Tx[Any] | None, result: object) -> None:
         """End a call that was suspended: its unit, unless an earlier record of the key has to run again first."""
@@ -301,8 +301,7 @@ class Taking:
 
     def _run_again(self, waiting: Waiting) -> None:
         """Let a record wait for its lane, in the order in which it was taken."""
-        run, index = waiting.run, waiting.index
-        lane = self._lanes.lane(lane_of(run.chunk.keys[index], run.chunk, index), run.work)
+        lane = self._lanes.lane(waiting.lane_key, waiting.run.work)
         lane.insert(waiting)
         self._lanes.schedule_later(lane, waiting.conflicts)
 
@@ -312,7 +311,7 @@ class Taking:
         """Put a record that cannot be handled at once into its lane."""
         run = waiting.run
         run.partition.take(run.chunk.offset(waiting.index), run)
-        lane = self._lanes.lane(lane_of(run.chunk.keys[waiting.index], run.chunk, waiting.index), run.work)
+        lane = self._lanes.lane(waiting.lane_key, run.work)
         if lane.held and not lane.pending:
             self._holding.hold_behind(lane, waiting)
         else:
@@ -382,9 +381,10 @@ class Taking:
         if self._active is not None:  # between two records: it will see the pause
             return None
         while (run := self._feed.next()) is not None:
-            for index, key, event, branch in run.items:
-                self.defer(Waiting(run, index, event, branch))
-                lane = self._lanes.by_key.get(lane_of(key, run.chunk, index))
+            for index, _, event, branch in run.items:
+                waiting = Waiting(run, index, event, branch)
+                self.defer(waiting)
+                lane = self._lanes.by_key.get(waiting.lane_key)
                 if lane is not None and lane.pending and not lane.held:
                     return lane
             self._feed.end(run)
