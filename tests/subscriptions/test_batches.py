@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from everlog import App, Delivery, Tx
 from everlog.errors import DeclarationError, PoisonAt, TxClosed, TxRefused
 from everlog.store import Cause, Slot, Unit
 from everlog.subscriptions.batches import Batches
+from everlog.subscriptions.run import Run
 from everlog.subscriptions.state import State
 
 FAST = Delivery(start="beginning")
@@ -145,6 +147,21 @@ async def test_a_batch_has_at_most_so_many_events_in_the_order_of_the_log(world:
     await w.start()
     await w.settle()
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+async def test_what_was_handled_is_not_kept_in_memory(world: Make) -> None:
+    app = App("app", delivery=FAST)
+
+    @app.on_batch(Left, most=4)
+    async def handle(events: list[Left]) -> None: ...
+
+    w = await world(app)
+    await w.start()
+    for n in range(30):
+        await w.client.publish(Left("a", n))
+        await w.settle()
+    gc.collect()
+    assert sum(isinstance(one, Run) for one in gc.get_objects()) <= PARTITIONS
 
 
 async def test_one_batch_of_a_slot_is_in_flight_and_one_of_each_other_slot(world: Make) -> None:

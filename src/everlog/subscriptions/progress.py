@@ -79,6 +79,7 @@ class PartitionProgress:
     def begin(self, run: Run) -> None:
         """Note that the records of a run are taken from now on."""
         self.run = run
+        self._drop_finished()
         self._ahead.append(run)
 
     def end(self, run: Run) -> None:
@@ -97,9 +98,12 @@ class PartitionProgress:
     @property
     def is_full(self) -> bool:
         """So many records were taken since the oldest unfinished one that no more should be."""
+        self._drop_finished()
+        return sum([len(run.chunk) for run in self._ahead]) >= READ_AHEAD_RECORDS
+
+    def _drop_finished(self) -> None:
         while self._ahead and self._ahead[0].is_taken and not self._ahead[0].open:
             self._ahead.popleft()
-        return sum([len(run.chunk) for run in self._ahead]) >= READ_AHEAD_RECORDS
 
     def take(self, offset: Offset, run: Run) -> None:
         """Note that a record is taken and not finished."""
