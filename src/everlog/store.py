@@ -8,6 +8,7 @@ An adapter is a class with these methods and a function `open_store(url, *, cloc
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
@@ -67,6 +68,7 @@ class Slot(NamedTuple):
 
 RELAY: Final = Slot("", 0)
 """The slot of the one process that sends the outbox."""
+_RELAY_NAME: Final = re.compile(r"relay-([0-9a-f]{32})-(\d+)")
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -395,6 +397,29 @@ class OutboxRow(msgspec.Struct, frozen=True):
     """Why the log refused it for good; ``None`` otherwise."""
 
 
+class Landmark(NamedTuple):
+    """A record that the log held while the app worked on it. A log that was put back from a backup holds another one there, or none."""
+
+    where: TopicPartition
+    offset: Offset
+    logged_at_us: int
+    """When the log stored it, in microseconds since 1970 UTC."""
+
+
+class Incarnation(msgspec.Struct, frozen=True):
+    """A new beginning of a store's outbox, for a store or a log that was put back from a backup.
+
+    Attributes:
+        number: Above that of the last one.
+        sent: Topic and id of events that the log holds already. A row of the outbox with one of these ids is not sent.
+        progress: Progress to set back, by subscription: what lies beyond the end of the log.
+    """
+
+    number: int
+    sent: Sequence[tuple[str, str]] = ()
+    progress: Sequence[tuple[str, Progress]] = ()
+
+
 class Request(NamedTuple):
     """What a command line asks the owner of a slot to do with a key's held records."""
 
@@ -630,7 +655,8 @@ class Store(Protocol):
     async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
         """Give the rows their numbers, per topic and partition in the order of their ids; remove those in `done`. One commit.
 
-        A row that has a number keeps it. Numbers are consecutive and never given twice.
+        A row that has a number keeps it. Numbers are consecutive and never given twice within an incarnation. A row that the log holds
+        from an earlier one (`Incarnation.sent`) gets none: it is removed and left out.
 
         Raises:
             LeaseLost: Another process is the relay. Nothing was changed.
@@ -647,6 +673,31 @@ class Store(Protocol):
 
     async def issued(self) -> Mapping[TopicPartition, int]:
         """Return the highest number given in each topic partition."""
+        ...
+
+    async def acknowledged(self) -> Mapping[TopicPartition, int]:
+        """Return the highest number in each topic partition that was given and whose row is gone: the log has said that it is stored."""
+        ...
+
+    async def landmarks(self) -> Sequence[Landmark]:
+        """Return what was kept last, by topic and partition."""
+        ...
+
+    async def keep_landmarks(self, landmarks: Sequence[Landmark]) -> None:
+        """Remember records of the log, one per topic partition. The log has to hold them as long as retention has not deleted them."""
+        ...
+
+    async def reincarnate(self, new: Incarnation) -> None:
+        """Begin a new incarnation, in one transaction.
+
+        The relay's numbers start anew: none is given, and no row of the outbox has one. Rows whose event is in `new.sent`, those of today
+        and those to come, are not sent: `number` removes the first of each and returns it no more. Leases, members and attempts are
+        forgotten, so that nothing that a former process still has in hand is committed; landmarks are, and are kept anew. State and held
+        records stay.
+
+        Raises:
+            CommandRefused: A live member works on the store, or the number is not above that of the last one. Nothing was changed.
+        """
         ...
 
     async def status(self) -> StoreStatus:
@@ -739,3 +790,9 @@ class Section(Protocol):
 def relay_producer(identity: UUID, incarnation: int) -> str:
     """Return the producer name of a store's relay: never the app's name, so that a new store is a new producer."""
     return f"relay-{identity.hex}-{incarnation}"
+
+
+def relay_of(producer: str) -> tuple[UUID, int] | None:
+    """Return the store and the incarnation that a producer name stands for; ``None`` where it is no relay's."""
+    found = _RELAY_NAME.fullmatch(producer)
+    return None if found is None else (UUID(hex=found[1]), int(found[2]))

@@ -31,7 +31,7 @@ from everlog.errors import (
 from everlog.key import partition_of
 from everlog.log import Appended, ProducerBatch, Status
 from everlog.logs.memory import MemoryLog
-from everlog.position import BEGINNING, TopicPartition
+from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.record import NewRecord
 from everlog.testing.clock import ManualClock
 
@@ -427,6 +427,14 @@ async def test_following_refuses_a_position_of_another_log(bench: Bench) -> None
     await other.aclose()
     with pytest.raises(PositionRefused):
         await asyncio.wait_for(anext(bench.client.follow(Left, after=published.position)), 0.5)
+
+
+async def test_following_refuses_a_position_that_the_log_has_not_reached(bench: Bench) -> None:
+    published = await bench.client.publish(Left("a", 0))
+    (where,) = published.position.offsets
+    beyond = Position(bench.log.identity, {where: Offset(published.position.offsets[where] + 1)})
+    with pytest.raises(PositionRefused, match=r"the log ends at 0: it was put back from a backup since"):
+        await asyncio.wait_for(anext(bench.client.follow(Left, after=beyond)), 0.5)
 
 
 async def test_the_position_of_a_publish_is_behind_what_it_stored(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
 from everlog.store import HeldKey, Lease, Progress, Put, Slot, Unit
-from everlog.stores.sqlite import commit, held, leases, outbox, rows, section, store
+from everlog.stores.sqlite import commit, held, leases, outbox, register, rows, section, store
 from everlog.stores.sqlite.commit import Span
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -35,6 +35,14 @@ def always(answer: object) -> Callable[..., object]:
         return answer
 
     return function
+
+
+def everything_is_sent_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(outbox, "_drop_sent", always(None))
+
+
+def numbers_go_on_in_a_new_incarnation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(register, "start_anew", always(None))
 
 
 def no_epoch_check(patch: pytest.MonkeyPatch) -> None:
@@ -266,6 +274,8 @@ PLANTED: Sequence[tuple[Plant, str]] = [
     (there_is_always_room, "a_unit_whose_copies_have_no_room_is_not_applied"),
     (an_attempt_needs_no_lease, "who_does_not_own_the_slot_attempts_nothing"),
     (a_backup_replaces_what_is_there, "a_backup_is_one_file_that_replaces_nothing"),
+    (everything_is_sent_again, "an_event_that_the_log_has_already_is_not_sent_again"),
+    (numbers_go_on_in_a_new_incarnation, "a_new_incarnation_gives_numbers_from_0_in_the_order_of_the_outbox"),
     (numbers_start_anew_with_an_empty_outbox, "rows_that_are_done_go_and_their_numbers_are_never_given_again"),
 ]
 

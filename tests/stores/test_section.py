@@ -28,6 +28,8 @@ from everlog.store import (
     Cause,
     Emitted,
     Hold,
+    Incarnation,
+    Landmark,
     Lease,
     Outcome,
     Progress,
@@ -85,6 +87,7 @@ async def owning(store: Store) -> Lease:
 
 async def filled(store: Store) -> Lease:
     """Put a row into every table."""
+    await store.reincarnate(Incarnation(2, [("t", "sent before")]))
     lease = await owning(store)
     relay = await store.acquire(RELAY)
     assert relay is not None
@@ -97,6 +100,7 @@ async def filled(store: Store) -> Lease:
     await store.number(relay, [1])
     await store.attempt(lease, Attempt([(TopicPartition("t", 0), Offset(3))]))
     await store.request("a", "k", "redrive")
+    await store.keep_landmarks([Landmark(TopicPartition("t", 0), Offset(5), 1)])
     return lease
 
 

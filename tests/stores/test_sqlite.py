@@ -41,6 +41,7 @@ from everlog.store import (
     Unit,
 )
 from everlog.stores.sqlite import SqliteStore, open_store
+from everlog.stores.sqlite.tables import STORE
 from everlog.testing.clock import ManualClock
 
 APP = AppSpec("a", [SubscriptionSpec("a", {"t": ["t.happened/1"]}, ["stock/1"])])
@@ -224,10 +225,10 @@ async def test_a_newer_store_is_refused_and_not_touched(tmp_path: Path) -> None:
     async with opened(path):
         pass
     with raw(path) as connection:
-        connection.pragma("user_version", 2)
+        connection.pragma("user_version", STORE.version + 1)
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(FileNewer, match="version 2"):
+    with pytest.raises(FileNewer, match=f"version {STORE.version + 1}"):
         await open_store(f"sqlite:{path}", clock=ManualClock())
     assert path.read_bytes() == before
 

@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequen
 from typing import Any, Final, NamedTuple
 
 from everlog.cli.modules import chosen
-from everlog.client.follower import Start, start_of, with_oldest
+from everlog.client.follower import Start, parsed, start_of, with_oldest
 from everlog.clock import SystemClock
 from everlog.codec import Batch, Chunk
 from everlog.errors import RecordsGone
 from everlog.key import partition_of
 from everlog.log import Log, Reader, TopicSpec
-from everlog.position import Offset, Position, TopicPartition
+from everlog.position import Offset, TopicPartition
 from everlog.record import StoredRecord
 
 _OWN: Final = "everlog."
@@ -64,7 +64,7 @@ async def begin(log: Log, wanted: Wanted, *, is_checked: bool) -> dict[TopicPart
 
     Raises:
         CommandRefused: A topic or a type is named that the log has not.
-        PositionRefused: The token is damaged, or of another log.
+        PositionRefused: The token is damaged, of another log, or of what the log has lost since.
     """
     specs = {spec.name: spec for spec in await log.topics()}
     found = [spec for name, spec in specs.items() if wanted.has(name)]
@@ -76,7 +76,7 @@ async def begin(log: Log, wanted: Wanted, *, is_checked: bool) -> dict[TopicPart
     places = [where for spec in found for where in wanted.places(spec)]
     after: Mapping[TopicPartition, Offset] = {}
     if wanted.after is not None:
-        after = Position.parse(wanted.after, log=log.identity).offsets
+        after = (await parsed(log, wanted.after)).offsets
     starts: dict[TopicPartition, Offset] = {}
     for spec in found:
         starts.update(await start_of(log, spec.name, wanted.start if wanted.after is None else "beginning"))

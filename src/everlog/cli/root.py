@@ -12,6 +12,7 @@ from everlog.cli.doctor import doctor
 from everlog.cli.exits import CommandLine
 from everlog.cli.parked import app as parked
 from everlog.cli.publish import publish
+from everlog.cli.restore import restore
 from everlog.cli.retire import retire
 from everlog.cli.run import run
 from everlog.cli.skipped import app as skipped
@@ -47,4 +48,5 @@ app.add_typer(skipped, name="skipped")
 app.command("retire")(retire)
 app.command("verify")(verify)
 app.command("backup")(backup)
+app.command("restore")(restore)
 app.command("doctor")(doctor)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
-from everlog.client.follower import Start, follow
+from everlog.client.follower import Start, follow, parsed
 from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
@@ -174,7 +174,7 @@ class Client:
 
         Raises:
             EventRefused: A class has no contract.
-            PositionRefused: `after` is damaged or belongs to another log.
+            PositionRefused: `after` is damaged, belongs to another log, or to what the log has lost since.
             RecordsGone: Retention deleted what was to come next: behind `after`, or before a slow follower had read it. Its `oldest`
                 is the token to go on from.
             Closed: The client's log was closed.
@@ -183,7 +183,7 @@ class Client:
         contracts: list[Contract[Any]] = [contract_of(cls) for cls in types]
         if not contracts:
             raise EventRefused("expected at least one type to follow, found none")
-        position = Position.parse(after if isinstance(after, str) else after.token(), log=self._log.identity) if after else None
+        position = await parsed(self._log, after if isinstance(after, str) else after.token()) if after else None
         for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
             await self._ensuring(topic)()
         text = None if key is None else canonical_text(key)

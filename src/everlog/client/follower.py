@@ -10,7 +10,7 @@ from typing import Any, Literal
 from everlog.codec import Chunk
 from everlog.contracts.contract import Contract
 from everlog.contracts.record import Record
-from everlog.errors import RecordsGone
+from everlog.errors import PositionRefused, RecordsGone
 from everlog.key import partition_of
 from everlog.log import Log
 from everlog.position import Offset, Position, TopicPartition
@@ -85,6 +85,23 @@ async def follow(
                 offsets[chunk.where] = chunk.last
     finally:
         reader.close()
+
+
+async def parsed(log: Log, token: str) -> Position:
+    """Return the position that a token names in this log.
+
+    Raises:
+        PositionRefused: It is damaged, of another log, or of what the log has lost since: a backup was put in its place.
+    """
+    position = Position.parse(token, log=log.identity)
+    for topic in {where.topic for where in position.offsets} & {spec.name for spec in await log.topics()}:
+        for where, last in (await log.head(topic)).offsets.items():
+            if position.offsets.get(where, last) > last:
+                raise PositionRefused(
+                    f"the position is offset {position.offsets[where]} of {topic}/{where.partition}, and the log ends at {last}: it was put back "
+                    f"from a backup since; start from a time instead"
+                )
+    return position
 
 
 async def with_oldest(log: Log, offsets: Mapping[TopicPartition, Offset], gone: RecordsGone) -> RecordsGone:

@@ -9,47 +9,57 @@ from everlog.contracts.topic import Topic
 from everlog.errors import StartUndecided, StoreReplaced, WrongLog
 from everlog.log import Log
 from everlog.position import Offset, TopicPartition
-from everlog.store import Progress, Registered, Store, SubscriptionStatus, relay_producer
+from everlog.store import Progress, Registered, Store, SubscriptionStatus
 from everlog.subscriptions.declaration import AppDeclaration, SubscriptionDeclaration
+from everlog.subscriptions.fit import Fit, compare
 
 UNDECIDED_EVENTS: Final = 10_000
 """So many events of history are handled without being asked for."""
 
 
-async def check_log(app: str, log: Log, store: Store, registered: Registered) -> None:
-    """Check that progress, outbox and log belong together.
+async def check_log(app: str, log: Log, store: Store, registered: Registered) -> Fit:
+    """Check that progress, outbox and log belong together; return what was found.
 
     Raises:
-        WrongLog: The progress belongs to another log, or lies beyond the end of this one.
+        WrongLog: The progress belongs to another log, or the log was put back from a backup that is older than the store.
         StoreReplaced: The log holds records of this store's relay that the store knows nothing of.
     """
     if registered.log is not None and registered.log != log.identity:
         raise WrongLog(
-            f"the store of app {app!r} belongs to log {registered.log}, and this log is {log.identity}: "
-            f"give the log that it was used with, or another store with --store-url"
+            f"the store of app {app!r} belongs to log {registered.log}, and this log is {log.identity}: give the log that it was used with, "
+            f"put its backup back with `everlog restore --from FILE`, or give another store with --store-url"
         )
-    status = await store.status()
-    heads: dict[TopicPartition, Offset] = {}
-    for topic in await log.topics():
-        heads.update((await log.head(topic.name)).offsets)
-    for subscription in status.subscriptions:
-        for progress in subscription.progress:
-            if progress.through > heads.get(progress.where, Offset(-1)):
-                raise WrongLog(
-                    f"subscription {subscription.name!r} has handled {progress.where.topic}/{progress.where.partition} up to offset "
-                    f"{progress.through}, and the log ends at {heads.get(progress.where, 'nothing')}: the log is older than the store. "
-                    f"Restore the log from a newer backup, or begin anew with another store (--store-url)"
-                )
-    issued = await store.issued()
-    producer = relay_producer(store.identity, store.incarnation)
-    for name in {where.topic for where in heads}:
-        for partition, highest in (await log.last_sequence(producer, name)).items():
-            if highest > issued.get(TopicPartition(name, partition), -1):
-                raise StoreReplaced(
-                    f"the log holds event number {highest} of this store in {name}/{partition}, and the store has given "
-                    f"{issued.get(TopicPartition(name, partition), -1)}: the store is older than the log, so that its next events would be "
-                    f"taken for old ones. Restore the newest backup of the store"
-                )
+    fit = await compare(app, log, store)
+    mend = f"restore a newer backup, or see with `everlog restore {app}` what going on would mean"
+    for one in fit.beyond:
+        raise WrongLog(
+            f"subscription {one.subscription!r} has handled {_shown(one.where)} up to offset {one.through}, and the log has that history "
+            f"{_up_to(one.ends)}: the log is older than the store, and what others publish now would be taken for handled. Of the log, {mend}"
+        )
+    for lost in fit.lost:
+        raise WrongLog(
+            f"the log had acknowledged event number {lost.store} of app {app!r} in {_shown(lost.where)}, and holds them {_up_to(lost.log)}: "
+            f"the log is older than the store, and events are missing in it. Of the log, {mend}"
+        )
+    for unknown in fit.unknown:
+        raise StoreReplaced(
+            f"the log holds event number {unknown.log} of this store in {_shown(unknown.where)}, and the store has given them "
+            f"{_up_to(unknown.store)}: the store is older than the log, so that its next events would be taken for old ones. Of the store, {mend}"
+        )
+    if fit.later is not None:
+        raise StoreReplaced(
+            f"the log holds events of incarnation {fit.later} of this store, and the store is incarnation {store.incarnation}: the store is "
+            f"older than the log, so that its next events would be in it twice. Of the store, {mend}"
+        )
+    return fit
+
+
+def _shown(where: TopicPartition) -> str:
+    return f"{where.topic}/{where.partition}"
+
+
+def _up_to(number: int) -> str:
+    return "not at all" if number < 0 else f"up to {number}"
 
 
 async def unseen_types(app: AppDeclaration, log: Log) -> frozenset[str]:
@@ -111,19 +121,20 @@ async def begin(
 
 
 def check_replaced(app: str, store: Store, reports: Mapping[str, str]) -> None:
-    """Check that an app with a new store did not work with another one before.
+    """Check that an app has not worked with another store since it did with this one.
 
     Args:
         app: The app.
-        store: Its store, which has no progress yet.
+        store: Its store.
         reports: The store that each app reported its progress from, as `everlog.progress` has it.
 
     Raises:
-        StoreReplaced: It did: going on would handle everything again.
+        StoreReplaced: It has: going on would handle again what that store has handled, and publish again what it has published.
     """
     other = reports.get(app)
     if other is not None and other != str(store.identity):
         raise StoreReplaced(
-            f"app {app!r} has worked with store {other} on this log, and this one is new: it would handle everything again. Give the "
-            f"store that it used before (--store-url), or say --accept-new-store if that is what you want"
+            f"app {app!r} has worked with store {other} on this log, and this one is {store.identity}: it would handle again what that one "
+            f"has handled. Give the store that it used before (--store-url), or put its backup back with `everlog restore {app} --from FILE`; "
+            f"if it is lost, `everlog restore {app}` goes on with this one and publishes nothing twice, and --accept-new-store does both again"
         )

@@ -15,6 +15,7 @@ from everlog.conformance.store import (
     owning,
     passing,
     progressing,
+    reincarnating,
     sending,
     stating,
 )
@@ -25,5 +26,18 @@ __all__ = ["StoreUnderTest", "cases"]
 
 def cases() -> Sequence[Case[StoreUnderTest]]:
     """Return every case. Run those that `Case.applies_to(store.features)`, each with a fresh `StoreUnderTest`."""
-    modules = (naming, owning, attempting, changing, progressing, holding, passing, sending, stating, lasting, copying)
+    modules = (
+        naming,
+        owning,
+        attempting,
+        changing,
+        progressing,
+        holding,
+        passing,
+        sending,
+        stating,
+        lasting,
+        copying,
+        reincarnating,
+    )
     return [case for module in modules for case in cases_of(module)]

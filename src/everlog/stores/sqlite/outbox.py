@@ -37,6 +37,7 @@ def number(connection: apsw.Connection, lease: Lease, rows: Sequence[int], done:
     """Carry out `Store.number` inside the transaction of its group."""
     check(connection, lease, RELAY)
     connection.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row in done])
+    _drop_sent(connection, rows)
     highest = dict(issued(connection))
     numbered: list[OutboxRow] = []
     given: list[tuple[int, int]] = []
@@ -59,6 +60,19 @@ def number(connection: apsw.Connection, lease: Lease, rows: Sequence[int], done:
     return numbered
 
 
+def _drop_sent(connection: apsw.Connection, rows: Sequence[int]) -> None:
+    """Remove the rows whose events the log holds from a former incarnation. Each event is met once."""
+    if first_of(connection, "SELECT 1 FROM sent_before LIMIT 1") is None:  # as nearly always
+        return
+    for row_id in rows:
+        for row in rows_of(connection, f"SELECT {_COLUMNS} FROM outbox WHERE id = ? AND sequence IS NULL", (row_id,)):
+            emitted = _outbox_row(row).emitted
+            place = (emitted.topic, emitted.record.id)
+            if first_of(connection, "SELECT 1 FROM sent_before WHERE topic = ? AND id = ?", place) is not None:
+                connection.execute("DELETE FROM sent_before WHERE topic = ? AND id = ?", place)
+                connection.execute("DELETE FROM outbox WHERE id = ?", (row_id,))
+
+
 def refuse(connection: apsw.Connection, lease: Lease, row: int, error: str) -> None:
     """Carry out `Store.refuse` inside the transaction of its group."""
     check(connection, lease, RELAY)
@@ -69,6 +83,30 @@ def issued(connection: apsw.Connection) -> Mapping[TopicPartition, int]:
     """Return the highest number given in each topic partition."""
     rows = rows_of(connection, "SELECT topic, partition, highest FROM issued")
     return {TopicPartition(topic, partition): highest for topic, partition, highest in rows}
+
+
+def acknowledged(connection: apsw.Connection) -> Mapping[TopicPartition, int]:
+    """Return the highest number in each topic partition that was given and whose row is gone."""
+    found: dict[TopicPartition, int] = {}
+    for where, highest in issued(connection).items():
+        number = highest
+        waiting_numbers = (
+            "SELECT sequence FROM outbox WHERE topic = ? AND partition = ? AND sequence IS NOT NULL ORDER BY sequence DESC"
+        )
+        for (sequence,) in rows_of(connection, waiting_numbers, where):
+            if sequence != number:
+                break
+            number -= 1
+        if number >= 0:
+            found[where] = number
+    return found
+
+
+def start_anew(connection: apsw.Connection, sent: Sequence[tuple[str, str]]) -> None:
+    """Take all numbers back, and remember what is not to be sent."""
+    connection.execute("UPDATE outbox SET sequence = NULL")
+    connection.execute("DELETE FROM issued")
+    connection.executemany("INSERT OR IGNORE INTO sent_before VALUES (?, ?)", sent)
 
 
 def counts(connection: apsw.Connection) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The app's stored names: what is remembered at a start, and what is forgotten when a subscription is retired."""
+"""Who the store is, and whose: names remembered at a start, forgotten when a subscription is retired, and a new incarnation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from uuid import UUID
 import apsw
 import msgspec
 
-from everlog.drivers.sqlite.rows import rows_of
+from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import CommandRefused, StartRefused, SubscriptionMissing
-from everlog.store import AppSpec, Progress, Registered, SubscriptionSpec
+from everlog.position import Offset, TopicPartition
+from everlog.store import AppSpec, Incarnation, Landmark, Progress, Registered, SubscriptionSpec
 from everlog.stores.sqlite.leases import Now, live_members
 from everlog.stores.sqlite.names import names
+from everlog.stores.sqlite.outbox import start_anew
 
 _FIRST_GENERATION = 1
 _OF_A_SUBSCRIPTION = ("state", "owned", "progress", "held", "holding", "request", "timer", "lease", "attempt", "skipped")
@@ -99,5 +101,43 @@ def begin(connection: apsw.Connection, subscription: str, progress: Sequence[Pro
                 msgspec.msgpack.encode(sorted(at.unfinished)), at.dedupe,
             )
             for at in progress
+        ],
+    )  # fmt: skip
+
+
+def landmarks(connection: apsw.Connection) -> Sequence[Landmark]:
+    """Return what was kept last, by topic and partition."""
+    rows = rows_of(connection, 'SELECT topic, partition, "offset", logged_at_us FROM landmark ORDER BY topic, partition')
+    return [Landmark(TopicPartition(topic, partition), Offset(offset), time_us) for topic, partition, offset, time_us in rows]
+
+
+def keep_landmarks(connection: apsw.Connection, kept: Sequence[Landmark]) -> None:
+    """Carry out `Store.keep_landmarks` inside the transaction of its group."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO landmark VALUES (?, ?, ?, ?)", [(*one.where, one.offset, one.logged_at_us) for one in kept]
+    )
+
+
+def reincarnate(connection: apsw.Connection, new: Incarnation, now: Now) -> None:
+    """Carry out `Store.reincarnate` inside the transaction of its group."""
+    if at_work := live_members(connection, now):
+        raise CommandRefused(f"{len(at_work)} process(es) work on the store: stop them first")
+    last: int = first_of(connection, "SELECT incarnation FROM meta")
+    if new.number <= last:
+        raise CommandRefused(f"expected an incarnation above {last}, found {new.number}: nothing was changed")
+    connection.execute("UPDATE meta SET incarnation = ?", (new.number,))
+    # A silent process that wakes up finds no lease of its own, and commits nothing. Epochs are never given twice.
+    connection.execute("DELETE FROM lease; DELETE FROM member; DELETE FROM attempt; DELETE FROM landmark").fetchall()
+    start_anew(connection, new.sent)
+    known = names(connection)
+    connection.executemany(
+        "UPDATE progress SET through = ?, unfinished = ?, dedupe = ? "
+        "WHERE subscription = ? AND generation = ? AND partition = ? AND topic = ?",
+        [
+            (
+                at.through, msgspec.msgpack.encode(sorted(at.unfinished)), at.dedupe,
+                subscription, known.generation(subscription), at.where.partition, at.where.topic,
+            )
+            for subscription, at in new.progress
         ],
     )  # fmt: skip

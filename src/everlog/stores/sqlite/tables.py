@@ -6,7 +6,8 @@
                   ├─ held ◄── request         events whose key is blocked or parked; `holding` counts them
                   ├─ timer · attempt · skipped
                   └─ lease ──► member         who works on which slot
-    outbox ──── issued                        events on their way to the log, and the numbers given
+    outbox ──── issued · sent_before          events on their way to the log, the numbers given, and what the log has from a former incarnation
+    landmark                                  records of the log by which another history of it is known
 
 Generations, timers, `attempt` and `skipped` are here from the start, since a table that is added later needs a new version of every file.
 """
@@ -88,6 +89,14 @@ CREATE TABLE issued (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, highest INTEGER NOT NULL, PRIMARY KEY (topic, partition)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE sent_before (
+    topic TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (topic, id)  -- of events whose rows are not to be sent
+) STRICT, WITHOUT ROWID;
+CREATE TABLE landmark (
+    topic TEXT NOT NULL, partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, logged_at_us INTEGER NOT NULL,
+    PRIMARY KEY (topic, partition)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE timer (
     subscription TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, fires_us INTEGER NOT NULL,
     emitted BLOB NOT NULL,  -- MessagePack of Emitted
@@ -117,4 +126,4 @@ CREATE TABLE skipped (
 """
 )
 
-STORE: Final = Kind("store", application_id=0x45565354, version=1, tables=_TABLES)  # "EVST"
+STORE: Final = Kind("store", application_id=0x45565354, version=2, tables=_TABLES)  # "EVST"
