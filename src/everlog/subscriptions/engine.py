@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from everlog.errors import LeaseLost
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Progress, Request, Room, SlotState, Unit
+from everlog.store import Lease, Progress, Request, Room, Slot, SlotState, Unit
 from everlog.subscriptions.call import BatchCall, Call
 from everlog.subscriptions.calls import Calls
 from everlog.subscriptions.declaration import Branch, SubscriptionDeclaration
@@ -114,6 +114,10 @@ class Engine:
         self._groups.open(work, heads, state.attempt)
         self._feed.open(work)
 
+    def touch(self, slot: Slot) -> None:
+        """Have the progress of a slot stored, though nothing was handled."""
+        self._committer.touch(self._works[slot.number], urgent=True)
+
     async def close_slot(self, work: SlotWork) -> None:
         """Take nothing more of a slot, and wait until what is in flight is committed. What only waits is left to the next owner."""
         self.stop_taking(work)
@@ -171,8 +175,11 @@ class Engine:
         lane.is_running = True
         try:
             await self._around.store.answer(work.lease, request)
-        finally:
+        except BaseException:
             lane.is_running = False
+            self._lanes.go_on(lane)  # somebody may have passed it by meanwhile
+            raise
+        lane.is_running = False
         lane.held = max(lane.held, 1)  # the store says how many there are when the lane looks
         lane.is_due = lane.is_probe = True
         self._lanes.schedule(lane)

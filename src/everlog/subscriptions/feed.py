@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from everlog.codec import Batch
-from everlog.errors import RecordsGone
+from everlog.errors import FileUnreadable, RecordsGone
 from everlog.log import Reader
 from everlog.position import Offset, TopicPartition
 from everlog.subscriptions.declaration import Branch
@@ -19,8 +20,13 @@ from everlog.subscriptions.run import Run
 READ_AHEAD_BYTES: Final = 16 << 20
 """Most bytes of records that a process has read and not finished."""
 
+_UNREADABLE_PAUSE_S: Final = 1.0
+
 _QUEUED_BYTES: Final = 2 << 20
 """So many bytes wait at most to be taken: enough for the next two reads, and little memory."""
+
+
+_logger: Final = logging.getLogger("everlog")
 
 
 class Feed:
@@ -103,6 +109,9 @@ class Feed:
                 batch = await self._reader.next()
             except RecordsGone as gone:
                 await self._pass_gap(gone)
+            except FileUnreadable as error:
+                _logger.error("%s; reading again in %g s", error, _UNREADABLE_PAUSE_S)
+                await asyncio.sleep(_UNREADABLE_PAUSE_S)
             else:
                 self._accept(batch)
             await asyncio.sleep(0)

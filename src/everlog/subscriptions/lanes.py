@@ -84,7 +84,8 @@ class Lanes:
 
     def set_due(self, lane: Lane, due_us: int) -> None:
         """Schedule the lane when its first held record is due."""
-        lane.due_us = min(due_us, self._clock.wall_us() + self._most_us)
+        pause_us = min(max(0, due_us - self._clock.wall_us()), self._most_us)
+        lane.due_us = self._now_us() + pause_us
         heapq.heappush(self._due, (lane.due_us, lane.key, True))
         self._due_changed.set()
 
@@ -94,13 +95,17 @@ class Lanes:
         if not pause_us:
             self.schedule(lane)
             return
-        heapq.heappush(self._due, (self._clock.wall_us() + pause_us, lane.key, False))
+        heapq.heappush(self._due, (self._now_us() + pause_us, lane.key, False))
         self._due_changed.set()
+
+    def _now_us(self) -> int:
+        """Return the monotonic time: no jump of the wall time delays what waits here."""
+        return round(self._clock.monotonic_s() * 1e6)
 
     async def run(self) -> None:
         """Schedule lanes when what they hold is due, until cancelled."""
         while True:
-            now_us = self._clock.wall_us()
+            now_us = self._now_us()
             while self._due and self._due[0][0] <= now_us:
                 due_us, key, is_due = heapq.heappop(self._due)
                 lane = self.by_key.get(key)

@@ -94,13 +94,15 @@ class Slots:
             state = await self._store.load(lease)
         except LeaseLost:
             return False
-        state = await self._without_gap(state)
+        stored, state = state, await self._without_gap(state)
         heads: dict[TopicPartition, Offset] | None = None
         if lease.is_unclean or state.attempt is not None:
             heads = {}
             for topic in self._engine.declaration.topics:
                 heads.update((await self._log.head(topic.name)).offsets)
         self._engine.open_slot(lease, state, heads)
+        if state.progress != stored.progress:
+            self._engine.touch(slot)
         return True
 
     async def _without_gap(self, state: SlotState) -> SlotState:

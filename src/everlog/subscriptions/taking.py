@@ -117,7 +117,10 @@ class Taking:
                 await self._jobs.popleft()(me)
                 self._quiet.set()
             elif self._lanes.scheduled:
-                await self._run_lane(me, self._lanes.scheduled.popleft())
+                lane = self._lanes.scheduled.popleft()
+                lane.is_scheduled = False
+                if not lane.is_running:  # else a request for it is being answered, and it is scheduled behind that
+                    await self._run_lane(me, lane)
             elif self._active is None and not self._feed.is_empty and not self._host.is_stopping and not self._host.is_paused:
                 await self._take(me)
             else:
@@ -320,7 +323,6 @@ class Taking:
 
     async def _run_lane(self, me: Worker, lane: Lane) -> None:
         """Run what a lane has waiting, in order, and what it holds where that is due."""
-        lane.is_scheduled = False
         lane.is_running = True
         me.lane = lane
         while lane.work.is_open and not self._host.is_stopping:
