@@ -30,6 +30,7 @@ EverlogError
 │   ├── FileStrange            it is not a file of Everlog, or not of the kind asked for
 │   ├── FileNewer              a newer Everlog wrote it
 │   ├── FileDamaged            bytes are missing or changed; nothing was skipped in silence
+│   ├── FileUnreadable         its disk did not answer; nothing is lost
 │   └── FilePlace              the place cannot hold it: a network file system, a missing permission
 ├── PositionRefused            a position token is damaged or belongs to another log
 ├── TxClosed                   `tx` was used after its handler had ended
@@ -241,6 +242,12 @@ class FileNewer(FileError):
 
 class FileDamaged(FileError):
     """Bytes are missing or changed. Nothing was skipped in silence."""
+
+
+class FileUnreadable(FileError):
+    """It could not be read just now: its disk did not answer. Nothing is lost."""
+
+    retryable = True
 
 
 class FilePlace(FileError):

@@ -14,21 +14,23 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, LeaseLost, StoreReadOnly
+from everlog.errors import EverlogError, FileUnreadable, LeaseLost, StoreReadOnly
 from everlog.log import Log
-from everlog.position import Offset
+from everlog.position import Offset, TopicPartition
 from everlog.settings import Settings, open_log, open_store, resolve, shown
-from everlog.store import Progress, Slot, Store, StoreStatus, Unit
+from everlog.store import Landmark, Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.careful import Careful
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
 from everlog.subscriptions.engine import Engine
 from everlog.subscriptions.feed import READ_AHEAD_BYTES
+from everlog.subscriptions.fit import landmarks_of
+from everlog.subscriptions.mending import tell
 from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay
-from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, read_reports, reports_of
+from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, reports_of
 from everlog.subscriptions.slots import Slots
 from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced, unseen_types
 from everlog.subscriptions.surroundings import Surroundings
@@ -97,6 +99,7 @@ class AppRuntime:
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
         self._reported: list[ProgressReported] = []
+        self._landmarks: dict[TopicPartition, Landmark] = {}
         self.store: Store
         self._committer: Committer
         self._relay: Relay
@@ -155,13 +158,18 @@ class AppRuntime:
         if settings.create_topics:
             for topic in (*declaration.topics, progress_topic):
                 await log.ensure_topic(topic.spec())
-        await check_log(declaration.name, log, store, registered)
-        status = await store.status()
-        is_new = not any(subscription.progress for subscription in status.subscriptions)
-        if is_new and store.features.durability != "memory" and not settings.accept_new_store:
-            stores = {report.app: str(report.store) for report, _ in (await read_reports(log)).values()}
-            check_replaced(declaration.name, store, stores)
-        stored = {subscription.name: subscription for subscription in status.subscriptions}
+        fit = await check_log(declaration.name, log, store, registered)
+        if fit.replaced is not None and store.features.durability != "memory":
+            if not settings.accept_new_store:
+                check_replaced(declaration.name, store, {declaration.name: str(fit.replaced)})
+            await tell(declaration.name, log, store, self._clock)  # now, so that it is accepted once
+        for one in fit.reported:
+            _logger.warning(
+                "%s: subscription %s has handled %s/%d up to offset %d before, and its store says %d: it is an older one, and what came "
+                "since is handled again",
+                *(declaration.name, one.subscription, *one.where, one.reported, one.through),
+            )
+        stored = {subscription.name: subscription for subscription in fit.status.subscriptions}
         for subscription in declaration.subscriptions:
             await begin(log, store, subscription, stored.get(subscription.name))
         return await store.status()
@@ -250,7 +258,7 @@ class AppRuntime:
                 for slots in self._slots:
                     await slots.settle()
                 await self._answer()
-            except StoreReadOnly as error:  # it works on what it has, and looks again with the next stroke
+            except (StoreReadOnly, FileUnreadable) as error:  # it works on what it has, and looks again with the next stroke
                 _logger.warning("%s: slots cannot be shared for now: %s", self._declaration.name, error)
             await self._clock.sleep(_LOOK_EVERY_S)  # one look for many commits
 
@@ -282,16 +290,31 @@ class AppRuntime:
         """Append where the app stands to the log, if that has changed. The process that sends the outbox speaks for all."""
         if not self._relay.is_ours:
             return
-        reports = reports_of(self.store.identity, await self.store.status())
+        status = await self.store.status()
+        reports = reports_of(self.store.identity, status)
         changed = [report for report in reports if report not in self._reported]
         if not changed:
             return
+        await self._keep_landmarks(status)
         try:
             await publish_reports(self._log, self._declaration.name, changed, self._clock.wall_us())
         except EverlogError as error:
             _logger.warning("%s: its progress is not shown for now: %s", self._declaration.name, error)
         else:
             self._reported = reports
+
+    async def _keep_landmarks(self, status: StoreStatus) -> None:
+        """Have the store remember what the log holds where the app stands: by that it knows a log that was put back from a backup."""
+        if self.store.features.durability == "memory":
+            return
+        try:
+            landmarks = await landmarks_of(self._log, status, self._landmarks)
+            if landmarks:
+                await self.store.keep_landmarks(landmarks)
+        except EverlogError as error:
+            _logger.warning("%s: the store cannot remember where the log stands for now: %s", self._declaration.name, error)
+        else:
+            self._landmarks.update((one.where, one) for one in landmarks)
 
     async def _retain(self) -> None:
         """Have what the topics no longer keep deleted. The process that sends the outbox does it for all."""

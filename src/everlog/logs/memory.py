@@ -207,7 +207,7 @@ class MemoryLog:
 
     def _remember(self, producer: ProducerBatch) -> dict[TopicPartition, Numbering]:
         """Return the numbers of the producer, and forget the sessions that were idle for seven days."""
-        now_us = self._clock.wall_us()
+        now_us = self._steady.wall_us()  # a clock that jumps ahead has made nobody idle
         name = producer.name
         was_named = name in self._numbers and name not in self._sessions
         self._sessions.pop(name, None)

@@ -226,7 +226,7 @@ async def test_acknowledged_commits_that_are_missing_are_a_problem(tmp_path: Pat
     finding = (await found(path))["file"]
     assert finding.level is Level.PROBLEM
     assert "commits up to number 1 were acknowledged, and the file ends at 0" in finding.found
-    assert "remove a.db-bell" in finding.advice
+    assert "`everlog restore --from FILE`" in finding.advice
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from typing import Final
 
 import apsw
 import apsw.sqlite_extra
+import msgspec
 
 from everlog.errors import EverlogError, FileDamaged, FileNewer, FilePlace, FileStrange
 
 _HEADER: Final = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_MS: Final = 10_000
-_PAGE_BYTES: Final = 4_096
+PAGE_BYTES: Final = 4_096
 _WAL_KEPT_BYTES: Final = 64 << 20
 """The WAL grows beyond this only while a long reader, such as a backup, holds it, and then gives the room back."""
 _NETWORK_SYSTEMS: Final = (
@@ -122,12 +123,19 @@ def check_header(path: Path, kind: Kind) -> bool:
         return False  # the power went while it was made, and its first sector was not written yet: SQLite rolls it back
     if len(head) < 100 or not head.startswith(_HEADER):
         raise FileStrange(
-            f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched"
+            f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched; "
+            f"restore it from a backup, or choose another name"
         )
     if _marks(head) == (0, 0):
         if path.with_name(path.name + "-journal").exists():
             return False  # killed while it was made: SQLite rolls it back
         head = _header(path)  # another process may just have made it
+    _check_marks(path, kind, head)
+    return False
+
+
+def _check_marks(path: Path, kind: Kind, head: bytes) -> None:
+    """Refuse the header of another kind of file, or of another version of this one."""
     version, application_id = _marks(head)
     if application_id != kind.application_id:
         raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
@@ -140,7 +148,6 @@ def check_header(path: Path, kind: Kind) -> bool:
             f"{path} is of version {version}, from before the first release, and this Everlog reads {kind.version}: it was not touched; "
             f"remove it, or choose another name"
         )
-    return False
 
 
 def is_open_here(path: Path) -> bool:
@@ -192,7 +199,7 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
     connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
     is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").get
     if create and is_empty:
-        connection.pragma("page_size", _PAGE_BYTES)
+        connection.pragma("page_size", PAGE_BYTES)
         connection.reserve_bytes(
             reserve=8
         )  # room for the page checksums; cannot be set later, and is undone if auto_vacuum comes first
@@ -273,3 +280,11 @@ def translate(error: apsw.Error, path: Path | None) -> EverlogError | None:
     if isinstance(error, apsw.CorruptError | apsw.NotADBError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
         return FileDamaged(f"{path}: SQLite found it damaged ({error}): nothing was skipped; restore it from a backup")
     return None
+
+
+def undecodable(error: msgspec.MsgspecError, path: Path | None) -> FileDamaged:
+    """Return the damage that a stored value stands for which cannot be decoded.
+
+    A page that a disk gives back as zeros has a checksum that fits, and as the last one of a long value it is no fault to SQLite.
+    """
+    return FileDamaged(f"{path}: a stored value is not what was written ({error}): nothing was skipped; restore it from a backup")

@@ -20,13 +20,23 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import apsw
+import msgspec
 
 from everlog.drivers.sqlite.backup import Order, back_up
 from everlog.drivers.sqlite.bell import Bell
-from everlog.drivers.sqlite.connection import Kind, check_header, check_place, connect, disconnect, translate
+from everlog.drivers.sqlite.connection import (
+    PAGE_BYTES,
+    Kind,
+    check_header,
+    check_place,
+    connect,
+    disconnect,
+    translate,
+    undecodable,
+)
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.drivers.sqlite.turn import Turn
-from everlog.errors import Closed, FeatureMissing, FileDamaged, FilePlace
+from everlog.errors import Closed, FeatureMissing, FileDamaged, FilePlace, FileUnreadable
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -37,6 +47,9 @@ GROUP_JOBS: Final = 4_096
 HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL, at_us INTEGER NOT NULL, total INTEGER NOT NULL) STRICT; INSERT INTO head VALUES (0, 0, 0);"
 """Part of every kind's tables: the number and the time of the last commit, and room for what a kind counts."""
 
+
+_REWRITE_BYTES: Final = 1 << 16
+"""SQLite writes less than 128 KiB at once."""
 
 _NO_ROOM: Final = (
     apsw.FullError,
@@ -138,7 +151,14 @@ class Database(Generic[J, R]):
         self._thread = threading.Thread(target=self._run, args=(opened,), name=f"everlog-{self._kind.name}", daemon=True)
         self._thread.start()
         await opened
-        self.bell.listen()
+        try:
+            self.bell.listen()
+        except OSError as error:
+            await self.aclose()
+            raise FilePlace(
+                f"the system lets this user watch no more files ({error.strerror}), and {self.path} has to be watched: raise "
+                f"fs.inotify.max_user_instances, or stop processes that need none"
+            ) from error
 
     def submit(self, job: J) -> asyncio.Future[R]:
         """Queue a job; jobs are applied in the order of these calls.
@@ -195,7 +215,13 @@ class Database(Generic[J, R]):
             damage = translate(error, self.path)
             if damage is not None:
                 raise damage from error
+            if isinstance(error, _NO_ROOM):
+                raise FileUnreadable(
+                    f"{self.path} could not be read just now ({error}): nothing is lost; see that its disk answers, and try again"
+                ) from error
             raise
+        except msgspec.MsgspecError as error:
+            raise undecodable(error, self.path) from error
 
     async def back_up(self, target: Path, *, progress: Callable[[int, int], None] | None, check: bool) -> None:
         """Copy the file, as the ports promise.
@@ -314,14 +340,21 @@ class Database(Generic[J, R]):
         if is_new and rung:
             raise self._missing(rung, 0)
         wal = self._beside("-wal")
-        if self._is_only_opener() and wal.exists() and wal.stat().st_size > 0:
+        is_only_opener = self._is_only_opener()
+        if is_only_opener and wal.exists() and wal.stat().st_size > 0:
             self._suspect = True  # the last process was killed, or the machine lost power
         self._writer = connect(path, self._kind, create=True, writes=True)
-        if self._suspect:
-            self._sync_all()
         number: int = first_of(self._writer, "SELECT number FROM head")
         if rung > number:
+            # As it is: what is left of the WAL is evidence, and may still be put back.
+            self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             raise self._missing(rung, number)
+        if self._suspect:
+            self._sync_all()
+        if is_only_opener and path.stat().st_size % PAGE_BYTES:
+            raise FileDamaged(
+                f"{path} ends inside a page, at byte {path.stat().st_size:,}: a part of it is missing. Restore it from a backup"
+            )
         self._reader = connect(path, self._kind, create=False, writes=False)
         self.bell.ring(number)
 
@@ -343,15 +376,36 @@ class Database(Generic[J, R]):
     def _missing(self, rung: int, found: int) -> FileDamaged:
         return FileDamaged(
             f"{self.path}: commits up to number {rung} were acknowledged, and the file ends at {found}: acknowledged data is missing. "
-            f"Restore it from a backup. If you put another file here on purpose, remove {self._beside('-bell').name} beside it"
+            f"Put a backup back with `everlog restore --from FILE` (of a store: `everlog restore APP --from FILE`)"
         )
 
     def _sync_all(self) -> None:
         """Bring the whole WAL into the file, synced: before the first acknowledgement after what may not have been synced."""
         if self._turn is not None:
             self._turn.ask()  # a backup holds the WAL for as long as it takes
+        self._sync_wal(write_again=True)
         self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._sync_wal(write_again=False)  # a power cut would bring it back, older than the file
         self._suspect = False
+
+    def _sync_wal(self, *, write_again: bool) -> None:
+        """Make the WAL and its size durable. Only under the turn.
+
+        Linux counts pages as written when their sync fails, and a later sync of the file leaves them out. So what is in memory alone is written
+        again, before a checkpoint overwrites pages that only the WAL on the disk could mend.
+        """
+        wal = self._beside("-wal") if self.path is not None else None
+        if wal is None or not wal.exists():
+            return
+        # By SQLite's own way to the file. The WAL has no locks, which closing a descriptor would drop.
+        file = apsw.VFSFile("", os.fspath(wal), [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0])
+        try:
+            size = file.xFileSize() if write_again else 0
+            for offset in range(0, size, _REWRITE_BYTES):
+                file.xWrite(file.xRead(min(_REWRITE_BYTES, size - offset), offset), offset)
+            file.xSync(apsw.SQLITE_SYNC_NORMAL)
+        finally:
+            file.xClose()
 
     def _commit(self, group: Sequence[tuple[J, asyncio.Future[R] | _Word | None]]) -> None:
         """Apply one group in one transaction, and tell every job's future."""
@@ -407,6 +461,8 @@ class Database(Generic[J, R]):
             self._last_number = -1
             self._roll_back()
             failure = translate(error, self.path) if isinstance(error, apsw.Error) else None
+            if isinstance(error, msgspec.MsgspecError):
+                failure = undecodable(error, self.path)
             if failure is None and isinstance(error, _NO_ROOM):
                 return [NothingStored(str(error))] * len(jobs)
             return [failure or error] * len(jobs)
@@ -415,9 +471,22 @@ class Database(Generic[J, R]):
         except apsw.Error as error:
             self._suspect = True
             self._roll_back()
+            if _is_of_writing(error) and self._stands_at(number):
+                return [NothingStored(str(error))] * len(jobs)
             return [OutcomeUnknown(str(error))] * len(jobs)
         self._last_number = number + 1
         return results
+
+    def _stands_at(self, number: int) -> bool:
+        """Tell whether the file still ends at this commit: the last frame, which makes a commit, was not written, and never will be.
+
+        What COMMIT reports may also be the checkpoint behind it, when it has been stored.
+        """
+        try:
+            found: int = first_of(self._writer, "SELECT number FROM head")
+        except apsw.Error:
+            return False
+        return found == number
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
@@ -453,6 +522,11 @@ class Database(Generic[J, R]):
         except RuntimeError:  # the loop has ended, and nobody waits any more
             if not self._loop.is_closed():
                 raise
+
+
+def _is_of_writing(error: apsw.Error) -> bool:
+    """Tell whether a write has failed, and not a sync, after which nobody can say what is stored."""
+    return isinstance(error, apsw.FullError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_WRITE
 
 
 def _succeed(future: asyncio.Future[None]) -> None:

@@ -63,7 +63,7 @@ async def examine(subject: Subject, look: Look, *, clock: Clock) -> Examined:
 def _missing(subject: Subject) -> Judgement:
     rung = _rung(subject.path)
     if rung:
-        advice = f"restore the {subject.kind.name} from a backup; if you removed it on purpose, remove {subject.path.name}-bell beside it"
+        advice = "put a backup back with `everlog restore --from FILE` (of a store: `everlog restore APP --from FILE`)"
         return Judgement(Level.PROBLEM, f"{subject.path} held commits up to number {rung}, and is gone", advice)
     return Judgement(Level.WARNING, f"there is none at {subject.path}", subject.missing)
 
@@ -120,7 +120,7 @@ def _read(subject: Subject, look: Look) -> Examined:
             file = Judgement(
                 Level.PROBLEM,
                 f"{subject.path}: commits up to number {rung} were acknowledged, and the file ends at {number}",
-                f"restore a backup; if you put this file here on purpose, remove {subject.path.name}-bell beside it",
+                "put a backup back with `everlog restore --from FILE` (of a store: `everlog restore APP --from FILE`)",
             )
         settings = _settings(connection, has_wal=has_wal)
     finally:

@@ -56,7 +56,7 @@ class SqliteLog:
         self._keep_newest: dict[str, bool] = {}
         self._identity = UUID(int=0)
         self._database: Database[Job, Done] = Database(
-            path, LOG, Writer().apply, size_of=size_of, wall_us=clock.wall_us, is_alone=is_alone
+            path, LOG, Writer(self._steady).apply, size_of=size_of, wall_us=clock.wall_us, is_alone=is_alone
         )
 
     async def open(self) -> None:
@@ -66,8 +66,12 @@ class SqliteLog:
             FileError: It is strange, newer or damaged, or its place cannot hold it.
         """
         await self._database.open()
-        with self.reading() as connection:
-            ((identity,),) = rows_of(connection, "SELECT value FROM meta WHERE name = 'identity'")
+        try:
+            with self.reading() as connection:
+                ((identity,),) = rows_of(connection, "SELECT value FROM meta WHERE name = 'identity'")
+        except BaseException:
+            await self._database.aclose()
+            raise
         self._identity = UUID(bytes=identity)
 
     @property

@@ -13,6 +13,7 @@ import apsw
 import msgspec
 
 from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
+from everlog.clock import Steady
 from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, ProducerRun, encode_chunk, split
 from everlog.dedupe import Seen
 from everlog.drivers.sqlite.database import Group
@@ -63,7 +64,8 @@ class _Tail:
 class Writer:
     """What the writer thread remembers of the file, valid while no other process commits."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady: Steady) -> None:
+        self._steady = steady
         self._topics: dict[str, _Topic] = {}
         self._ends: dict[tuple[int, int], tuple[int, int]] = {}  # of each partition: next offset, bytes of its bodies
         self._numberings: dict[tuple[str, int, int], Numbering] = {}
@@ -252,9 +254,10 @@ class Writer:
             "newest_content = excluded.newest_content, named = max(named, excluded.named), seen_us = excluded.seen_us",
             rows,
         )
-        if now_us - self._swept_us > _SWEEP_EVERY_US:
-            self._swept_us = now_us
-            connection.execute("DELETE FROM producer WHERE NOT named AND seen_us < ?", (now_us - _SESSION_IDLE_US,))
+        steady_us = self._steady.wall_us()  # a clock that jumps ahead has made nobody idle
+        if steady_us - self._swept_us > _SWEEP_EVERY_US:
+            self._swept_us = steady_us
+            connection.execute("DELETE FROM producer WHERE NOT named AND seen_us < ?", (steady_us - _SESSION_IDLE_US,))
             self._numberings.clear()
 
 

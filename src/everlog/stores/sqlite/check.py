@@ -15,7 +15,14 @@ from everlog.store import Attempt, Emitted
 
 def problems(connection: apsw.Connection) -> Sequence[str]:
     """Return what is wrong with the store, a line each; nothing for a sound one."""
-    return [*_pages(connection), *_records(connection), *_holding(connection), *_numbers(connection), *_progress(connection)]
+    return [
+        *_pages(connection),
+        *_records(connection),
+        *_state(connection),
+        *_holding(connection),
+        *_numbers(connection),
+        *_progress(connection),
+    ]
 
 
 def _pages(connection: apsw.Connection) -> Iterator[str]:
@@ -41,6 +48,12 @@ def _records(connection: apsw.Connection) -> Iterator[str]:
                 decoder.decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 yield f"{table}: the {column} in row {number} cannot be read ({error})"
+
+
+def _state(connection: apsw.Connection) -> Iterator[str]:
+    for state, key, value in connection.execute("SELECT state, key, value FROM state"):
+        if 0 in value:
+            yield f"state: {key} of {state!r} holds zeros where JSON was written"
 
 
 def _holding(connection: apsw.Connection) -> Iterator[str]:

@@ -29,7 +29,9 @@ from everlog.store import (
     Attempt,
     Held,
     HeldKey,
+    Incarnation,
     Joined,
+    Landmark,
     Lease,
     OutboxRow,
     Outcome,
@@ -132,8 +134,13 @@ class SqliteStore:
         """Open the file. Raises as `open_store`."""
         await self._database.open()
         self._deaths = Deaths(self._database.bell.wake)
-        with self._database.reading() as connection:
-            ((identity, self.incarnation),) = rows_of(connection, "SELECT identity, incarnation FROM meta")
+        try:
+            with self._database.reading() as connection:
+                ((identity, self.incarnation),) = rows_of(connection, "SELECT identity, incarnation FROM meta")
+        except BaseException:
+            self._deaths.close()
+            await self._database.aclose()
+            raise
         self.identity = UUID(bytes=identity, version=4)
 
     # ---- names ----
@@ -320,6 +327,24 @@ class SqliteStore:
     async def issued(self) -> Mapping[TopicPartition, int]:
         with self._database.reading() as connection:
             return outbox.issued(connection)
+
+    async def acknowledged(self) -> Mapping[TopicPartition, int]:
+        with self._snapshot() as connection:
+            return outbox.acknowledged(connection)
+
+    # ---- one history with the log ----
+
+    async def landmarks(self) -> Sequence[Landmark]:
+        with self._database.reading() as connection:
+            return register.landmarks(connection)
+
+    async def keep_landmarks(self, landmarks: Sequence[Landmark]) -> None:
+        await self._write(lambda connection: register.keep_landmarks(connection, landmarks))
+
+    async def reincarnate(self, new: Incarnation) -> None:
+        self._names = None
+        await self._write(lambda connection: register.reincarnate(connection, new, self._now()))
+        self.incarnation = new.number
 
     # ---- the whole ----
 
