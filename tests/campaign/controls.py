@@ -1,4 +1,4 @@
-"""Runs every seeded bug in a short campaign and says what caught it: `python -m tests.campaign.controls [NAME…]`.
+"""Runs every seeded bug in a short campaign, or under power cuts, and says what caught it: `python -m tests.campaign.controls [NAME…]`.
 
 A bug that gets through is a hole in the judge, and ends this with code 1.
 """
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.campaign.bugs import BUGS
 from tests.campaign.campaign import Campaign, Plan
+from tests.faults.power_controls import CONTROLS as POWER_CONTROLS
 
 from everlog.conformance.judge import Fault
 
@@ -46,28 +47,48 @@ async def control(name: str) -> Caught:
     return Caught(name, (), TRIES)
 
 
+class Line(NamedTuple):
+    """What is said of one bug."""
+
+    by: str
+    """Empty where nothing caught it."""
+    example: str
+
+
+async def _of_the_processes(name: str) -> Line:
+    caught = await control(name)
+    rules = Counter(fault.rule.value for fault in caught.faults)
+    by = ", ".join(f"{rule} ({count})" for rule, count in rules.items())
+    return Line(by, caught.faults[0].text if caught.faults else BUGS[name].text)
+
+
+async def _of_the_power_cuts(name: str) -> Line:
+    (control_,) = [one for one in POWER_CONTROLS if one.name == name]
+    found = await control_.run()
+    return Line(f"power cuts ({len(found)} images)" if found else "", found[0].splitlines()[0] if found else name)
+
+
 async def _run(names: Sequence[str]) -> int:
     console = Console(width=170)
-    table = Table("seeded bug", "caught by", "tries", "for example")
+    table = Table("seeded bug", "caught by", "for example")
     missed = 0
     for name in names:
-        caught = await control(name)
-        rules = Counter(fault.rule.value for fault in caught.faults)
-        missed += not caught.faults
-        shown = ", ".join(f"{rule} ({count})" for rule, count in rules.items()) or "NOTHING"
-        table.add_row(name, shown, str(caught.tries), caught.faults[0].text if caught.faults else BUGS[name].text)
-        console.print(f"{'caught' if caught.faults else 'MISSED'}: {name}")
+        line = await (_of_the_processes(name) if name in BUGS else _of_the_power_cuts(name))
+        missed += not line.by
+        table.add_row(name, line.by or "NOTHING", line.example)
+        console.print(f"{'caught' if line.by else 'MISSED'}: {name}")
     console.print(table)
     console.print(f"{len(names) - missed} of {len(names)} seeded bugs were caught")
     return 1 if missed else 0
 
 
 def main(arguments: Sequence[str]) -> int:
-    unknown = [name for name in arguments if name not in BUGS]
+    known = [*BUGS, *[one.name for one in POWER_CONTROLS]]
+    unknown = [name for name in arguments if name not in known]
     if unknown:
-        sys.stderr.write(f"expected names of seeded bugs, found {unknown}: there are {', '.join(BUGS)}\n")
+        sys.stderr.write(f"expected names of seeded bugs, found {unknown}: there are {', '.join(known)}\n")
         return 2
-    return asyncio.run(_run(arguments or list(BUGS)))
+    return asyncio.run(_run(arguments or known))
 
 
 if __name__ == "__main__":
