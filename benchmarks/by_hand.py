@@ -11,10 +11,10 @@ import struct
 import time
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
@@ -22,8 +22,10 @@ import msgspec
 from benchmarks.sample import OrderPlaced
 from everlog.key import partition_of
 
+T = TypeVar("T")
+
 PARTITIONS: Final = 8
-_TYPE: Final = ("bench.order_placed/1", 0)
+_TYPE: Final = "bench.order_placed/1"
 _SOURCE: Final = "publisher"
 _HEAD: Final = struct.Struct("<4sBBBBIIIII")
 _TABLES: Final = """
@@ -41,18 +43,23 @@ _decode_events: Final = msgspec.json.Decoder(list[OrderPlaced]).decode
 
 def validated(events: list[OrderPlaced]) -> list[bytes]:
     """Return each event as JSON, after proof that the list reads back equal."""
+    return validated_by(_decode_events, events)
+
+
+def validated_by(decode: Callable[[bytes], list[T]], events: list[T]) -> list[bytes]:
+    """Return the same for events of any class, which `decode` reads from a JSON array."""
     datas = [_encode_json(event) for event in events]
-    if _decode_events(b"[" + b",".join(datas) + b"]") != events:
+    if decode(b"[" + b",".join(datas) + b"]") != events:
         raise ValueError("an event does not survive JSON")
     return datas
 
 
-def chunk_of(datas: Sequence[bytes], keys: Sequence[str], number: int, now_us: int) -> bytes:
+def chunk_of(datas: Sequence[bytes], keys: Sequence[str], number: int, now_us: int, *, type_: str = _TYPE) -> bytes:
     """Return a chunk: header, offsets, envelope as columns, and the data as one JSON array."""
     count = len(datas)
     envelope = _encode_msgpack(
         (
-            [_TYPE],
+            [(type_, 0)],
             None,
             keys,
             [now_us] * count,
@@ -111,12 +118,26 @@ def insert_batch(connection: apsw.Connection, number: int, events: list[OrderPla
         partition = partition_of(key, PARTITIONS)
         datas[partition].append(data)
         keys[partition].append(key)
+    insert_chunks(connection, number, datas, keys, nexts, now_us)
+
+
+def insert_chunks(
+    connection: apsw.Connection,
+    number: int,
+    datas: Sequence[Sequence[bytes]],
+    keys: Sequence[Sequence[str]],
+    nexts: list[int],
+    now_us: int,
+    *,
+    type_: str = _TYPE,
+) -> None:
+    """Store a chunk for each partition that has records, in one transaction."""
     rows: list[tuple[int | bytes, ...]] = []
     for partition in range(PARTITIONS):
         if datas[partition]:
             first = nexts[partition]
             nexts[partition] += len(datas[partition])
-            body = chunk_of(datas[partition], keys[partition], first, now_us)
+            body = chunk_of(datas[partition], keys[partition], first, now_us, type_=type_)
             rows.append((number << 20 | len(rows), 1, partition, first, nexts[partition] - 1, now_us, body))
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

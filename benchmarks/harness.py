@@ -1,4 +1,4 @@
-"""How everything here is measured: ours and a reference in turns, in one process, on one disk, and the median of their ratios.
+"""How everything here is measured: ours and a reference in turns, on one disk, and the median of their ratios.
 
 A machine that others share is slower at times; two measurements next to each other are slowed alike, so only their ratio is a result.
 """
@@ -7,101 +7,148 @@ from __future__ import annotations
 
 import gc
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import uvloop
+from benchmarks.backlog import Backlogs
 
-from everlog.cli.run import SWITCH_INTERVAL_S
-
-T = TypeVar("T")
+Side = Callable[[], Sequence[float]]
+"""Does its work once and returns what it measured: one figure per row of its benchmark, in the row's unit."""
 
 
 class Sides(NamedTuple):
-    """The two measurements of a pair. Each does its work once and returns what it measured, in the benchmark's unit."""
+    """The two measurements of a pair; without a reference, ours alone."""
 
-    ours: Callable[[], float]
-    reference: Callable[[], float]
+    ours: Side
+    reference: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a benchmark is given to prepare itself.
+
+    Attributes:
+        folder: An empty folder on the disk to measure; what is made in it is removed.
+        is_quick: A smoke test: little work, and times that mean nothing.
+        events: How many events a large log holds.
+        backlogs: Logs that are filled once for all benchmarks.
+        has_reference: What the reference needs is installed; otherwise only our side is measured.
+    """
+
+    folder: Path
+    is_quick: bool
+    events: int
+    backlogs: Backlogs
+    has_reference: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: What it is called there.
+        unit: Of what both sides return.
+        target: What the ratio, ours divided by the reference, should be; of a benchmark without a reference, what ours should be. ``None``
+            where the row is there to look at.
+        lower_is_better: It is a cost, and the target is the most; otherwise a speed, and it is the least.
+    """
+
+    name: str
+    unit: str
+    target: float | None = None
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One row of the table.
+    """One piece of work, measured on both sides.
 
     Attributes:
         name: What `--only` takes.
-        ours_is, reference_is: What each side does and what of it is timed, in a sentence.
-        unit: Of what both sides return.
-        prepare: Given an empty folder and whether this is a smoke test, makes what both sides need and lends them.
-        target: What the ratio, ours divided by the reference, should be; ``None`` where the row is there to look at.
-        lower_is_better: The sides return a cost, and the target is the most; otherwise a speed, and it is the least.
-        needs: A module that the reference needs, and that may not be installed.
+        rows: What is measured of it, at least one.
+        ours_is: What our side does and what of it is timed, in a sentence.
+        reference_is: The same of the reference; ``None`` where there is none, and the target is one for ours alone.
+        prepare: Makes what both sides need and lends them.
+        needs: Packages that the reference needs, and that may not be installed; then ours is measured alone, and its rows say so.
+        pairs: How many are taken unless the command line says otherwise.
+        warms_up: One more pair is taken first and thrown away.
     """
 
     name: str
+    rows: Sequence[Row]
     ours_is: str
-    reference_is: str
-    unit: str
-    prepare: Callable[[Path, bool], AbstractContextManager[Sides]]
-    target: float | None = None
-    lower_is_better: bool = False
-    needs: str | None = None
+    reference_is: str | None
+    prepare: Callable[[Setting], AbstractContextManager[Sides]]
+    needs: Sequence[str] = ()
+    pairs: int = 7
+    warms_up: bool = True
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """The packages that the reference needs and that are not installed."""
+        return [package for package in self.needs if next(iter(distributions(name=package)), None) is None]
 
 
 class Result(NamedTuple):
-    """What a benchmark gave: medians, and the spread of the ratios."""
+    """What was measured for a row, once per pair."""
 
     benchmark: Benchmark
-    ours: float
-    reference: float
-    ratios: list[float]
+    row: Row
+    ours: Sequence[float]
+    references: Sequence[float]
+    """Empty where there is no reference, or what it needs is missing."""
 
     @property
-    def ratio(self) -> float:
-        """The median of the pairs' ratios."""
-        return statistics.median(self.ratios)
+    def ratios(self) -> Sequence[float]:
+        """Ours divided by the reference, pair by pair."""
+        return [mine / other for mine, other in zip(self.ours, self.references, strict=True)] if self.references else []
+
+    @property
+    def compared(self) -> Sequence[float]:
+        """What the target is for: the ratios, or ours where the benchmark has no reference. Empty where the reference is missing."""
+        return self.ours if self.benchmark.reference_is is None else self.ratios
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is reached; ``None`` where there is none."""
-        target = self.benchmark.target
-        if target is None:
+        """Whether the target is reached by the median; ``None`` where there is no target, or nothing to compare."""
+        if self.row.target is None or not self.compared:
             return None
-        return self.ratio <= target if self.benchmark.lower_is_better else self.ratio >= target
+        found = statistics.median(self.compared)
+        return found <= self.row.target if self.row.lower_is_better else found >= self.row.target
 
 
-def measure(benchmark: Benchmark, build: Path, *, pairs: int, is_quick: bool) -> Result:
-    """Take pairs of a benchmark: A B, B A, A B, … so that neither side is always the first.
-
-    Args:
-        benchmark: What to measure.
-        build: A folder on the disk to measure; what is made in it is removed.
-        pairs: How many. Without `is_quick`, one more is taken first and thrown away.
-        is_quick: A smoke test: little work, and times that mean nothing.
-    """
-    ours: list[float] = []
-    references: list[float] = []
-    with tempfile.TemporaryDirectory(dir=build) as folder, benchmark.prepare(Path(folder), is_quick) as sides:
-        if not is_quick:
-            _measured(sides.ours)
-            _measured(sides.reference)
-        for number in range(pairs):
-            if number % 2 == 0:
-                ours.append(_measured(sides.ours))
-                references.append(_measured(sides.reference))
-            else:
-                references.append(_measured(sides.reference))
-                ours.append(_measured(sides.ours))
-    ratios = [mine / other for mine, other in zip(ours, references, strict=True)]
-    return Result(benchmark, statistics.median(ours), statistics.median(references), ratios)
+def measure(benchmark: Benchmark, setting: Setting, *, pairs: int) -> Sequence[Result]:
+    """Take pairs of a benchmark: A B, B A, A B, … so that neither side is always the first."""
+    ours: list[Sequence[float]] = []
+    references: list[Sequence[float]] = []
+    with benchmark.prepare(setting) as sides:
+        turns = [(sides.ours, ours)] if sides.reference is None else [(sides.ours, ours), (sides.reference, references)]
+        if benchmark.warms_up and not setting.is_quick:
+            for side, _ in turns:
+                _measured(side)
+        for _ in range(pairs):
+            for side, taken in turns:
+                taken.append(_measured(side))
+            turns.reverse()
+    return [
+        Result(benchmark, row, [figures[at] for figures in ours], [figures[at] for figures in references])
+        for at, row in enumerate(benchmark.rows)
+    ]
 
 
-def _measured(side: Callable[[], float]) -> float:
+def measure_in(build: Path, benchmark: Benchmark, setting: Callable[[Path], Setting], *, pairs: int) -> Sequence[Result]:
+    """Measure in a new folder of `build`, which is removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=build) as folder:
+        return measure(benchmark, setting(Path(folder)), pairs=pairs)
+
+
+def _measured(side: Side) -> Sequence[float]:
     """Measure one side with the garbage collector on, as users have it, and without the garbage of what ran before."""
     gc.collect()
     gc.freeze()
@@ -109,13 +156,3 @@ def _measured(side: Callable[[], float]) -> float:
         return side()
     finally:
         gc.unfreeze()
-
-
-def run_as_service(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine as `everlog run` runs an app: on uvloop, with its switch interval for threads."""
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        return uvloop.run(work)
-    finally:
-        sys.setswitchinterval(before_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import time
@@ -12,33 +13,41 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import by_hand
-from benchmarks.harness import Benchmark, Sides, run_as_service
+from benchmarks.harness import Benchmark, Row, Setting, Sides
 from benchmarks.sample import OrderPlaced, order_events, publisher, settings_in
+from benchmarks.service import run_as_service
 
 BATCH: Final = 1_000
+_TASKS: Final = 256
 
 
 @contextmanager
-def _one_by_one(folder: Path, is_quick: bool) -> Generator[Sides]:
-    events = order_events(20 if is_quick else 1_000)
+def _one_by_one(setting: Setting) -> Generator[Sides]:
+    events = order_events(20 if setting.is_quick else 1_000)
     yield Sides(
-        partial(_publish, folder, [[event] for event in events]),
-        partial(_append, folder, [by_hand.validated([event])[0] for event in events], 1),
+        partial(publish, setting.folder, [[event] for event in events]),
+        partial(_append, setting.folder, [by_hand.validated([event])[0] for event in events], 1),
     )
 
 
 @contextmanager
-def _batches(folder: Path, is_quick: bool) -> Generator[Sides]:
-    batches = _batches_of(2 if is_quick else 100)
-    yield Sides(partial(_publish, folder, batches), partial(_insert, folder, batches))
+def _concurrent(setting: Setting) -> Generator[Sides]:
+    events = order_events(_TASKS if setting.is_quick else 200 * _TASKS)
+    yield Sides(partial(_publish_at_once, setting.folder, events))
 
 
 @contextmanager
-def _batches_raw(folder: Path, is_quick: bool) -> Generator[Sides]:
-    batches = _batches_of(2 if is_quick else 100)
+def _batches(setting: Setting) -> Generator[Sides]:
+    batches = _batches_of(2 if setting.is_quick else 100)
+    yield Sides(partial(publish, setting.folder, batches), partial(_insert, setting.folder, batches))
+
+
+@contextmanager
+def _batches_raw(setting: Setting) -> Generator[Sides]:
+    batches = _batches_of(2 if setting.is_quick else 100)
     yield Sides(
-        partial(_publish, folder, batches),
-        partial(_append, folder, [b"".join(by_hand.validated(batch)) for batch in batches], BATCH),
+        partial(publish, setting.folder, batches),
+        partial(_append, setting.folder, [b"".join(by_hand.validated(batch)) for batch in batches], BATCH),
     )
 
 
@@ -47,7 +56,7 @@ def _batches_of(count: int) -> list[list[OrderPlaced]]:
     return [events[at : at + BATCH] for at in range(0, len(events), BATCH)]
 
 
-def _publish(folder: Path, calls: Sequence[Sequence[OrderPlaced]]) -> float:
+def publish(folder: Path, calls: Sequence[Sequence[OrderPlaced]]) -> Sequence[float]:
     """Return events per second of one `publish` after the other, each awaited, to a new log."""
 
     async def work(log_folder: Path) -> float:
@@ -59,10 +68,30 @@ def _publish(folder: Path, calls: Sequence[Sequence[OrderPlaced]]) -> float:
             return sum(map(len, calls)) / (time.perf_counter() - started_s)
 
     with tempfile.TemporaryDirectory(dir=folder) as log_folder:
-        return run_as_service(work(Path(log_folder)))
+        return (run_as_service(work(Path(log_folder))),)
 
 
-def _append(folder: Path, pieces: Sequence[bytes], events_each: int) -> float:
+def _publish_at_once(folder: Path, events: Sequence[OrderPlaced]) -> Sequence[float]:
+    """Return events per second of tasks that publish at once, each one event after the other, to a new log."""
+
+    async def work(log_folder: Path) -> float:
+        left = iter(events)
+
+        async def publish_some() -> None:
+            for event in left:
+                await client.publish(event)
+
+        async with publisher.connect(settings_in(log_folder)) as client:
+            await client.publish(events[0])  # makes the topic
+            started_s = time.perf_counter()
+            await asyncio.gather(*[publish_some() for _ in range(_TASKS)])
+            return len(events) / (time.perf_counter() - started_s)
+
+    with tempfile.TemporaryDirectory(dir=folder) as log_folder:
+        return (run_as_service(work(Path(log_folder))),)
+
+
+def _append(folder: Path, pieces: Sequence[bytes], events_each: int) -> Sequence[float]:
     """Return events per second of one `write` and `fdatasync` per piece to a new file."""
     with tempfile.TemporaryDirectory(dir=folder) as file_folder:
         fd = os.open(Path(file_folder) / "appended", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
@@ -71,12 +100,12 @@ def _append(folder: Path, pieces: Sequence[bytes], events_each: int) -> float:
             started_s = time.perf_counter()
             for piece in pieces:
                 by_hand.append_synced(fd, piece)
-            return len(pieces) * events_each / (time.perf_counter() - started_s)
+            return (len(pieces) * events_each / (time.perf_counter() - started_s),)
         finally:
             os.close(fd)
 
 
-def _insert(folder: Path, batches: Sequence[list[OrderPlaced]]) -> float:
+def _insert(folder: Path, batches: Sequence[list[OrderPlaced]]) -> Sequence[float]:
     """Return events per second of one transaction of chunks per batch into a new file."""
     with tempfile.TemporaryDirectory(dir=folder) as file_folder:
         connection = by_hand.open_file(Path(file_folder) / "chunks.db")
@@ -86,31 +115,36 @@ def _insert(folder: Path, batches: Sequence[list[OrderPlaced]]) -> float:
             started_s = time.perf_counter()
             for number, batch in enumerate(batches, 2):
                 by_hand.insert_batch(connection, number, batch, nexts)
-            return sum(map(len, batches)) / (time.perf_counter() - started_s)
+            return (sum(map(len, batches)) / (time.perf_counter() - started_s),)
         finally:
             connection.close()
 
 
 ONE_BY_ONE: Final = Benchmark(
     name="publish-one-by-one",
+    rows=[Row("publish-one-by-one", "/s", target=0.7)],
     ours_is="await client.publish(event), one after the other",
     reference_is="write and fdatasync of each event's JSON, made before, to an appending file",
-    unit="events/s",
     prepare=_one_by_one,
-    target=0.7,
+)
+CONCURRENT: Final = Benchmark(
+    name="publish-concurrent",
+    rows=[Row("publish-concurrent", "/s", target=50_000)],
+    ours_is="256 tasks that each publish one event after the other, every one awaited",
+    reference_is=None,
+    prepare=_concurrent,
 )
 BATCHES: Final = Benchmark(
     name="publish-batches",
+    rows=[Row("publish-batches", "/s", target=0.7)],
     ours_is="await client.publish(*1_000 events) to 8 partitions, one batch after the other",
     reference_is="the same by hand in apsw: proof by encode, decode, compare; chunks by key hash; one synced transaction per batch",
-    unit="events/s",
     prepare=_batches,
-    target=0.7,
 )
 BATCHES_RAW: Final = Benchmark(
     name="publish-batches-raw",
+    rows=[Row("publish-batches-raw", "/s")],
     ours_is="as publish-batches",
     reference_is="write and fdatasync of each batch's JSON, made before: no proof, no order, no way to find an event",
-    unit="events/s",
     prepare=_batches_raw,
 )

@@ -1,4 +1,4 @@
-"""The event of all benchmarks: typed, about 200 bytes of JSON, ordered by customer."""
+"""The events of all benchmarks: typed, about 200 bytes of JSON, ordered by customer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ CUSTOMERS: Final = 10_000
 _FIRST: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 orders = Topic("bench.orders", key="customer_id", partitions=8)
+totals = Topic("bench.totals", key="customer_id", partitions=8)
 publisher = App("publisher")
 
 
@@ -28,6 +29,24 @@ class OrderPlaced(Event):
     total_cents: int
     placed_at: Annotated[datetime, msgspec.Meta(tz=True)]
     channel: str
+
+
+@totals.event("bench.order_totalled/1")
+class OrderTotalled(Event):
+    customer_id: str
+    order_id: str
+    sku: str
+    channel: str
+    placed_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    total_cents: int
+    quantity: int
+
+
+def totalled(order: OrderPlaced, total_cents: int) -> OrderTotalled:
+    """Return what follows from an order, about as large."""
+    return OrderTotalled(
+        order.customer_id, order.order_id, order.sku, order.channel, order.placed_at, total_cents, order.quantity
+    )
 
 
 def order_events(count: int) -> list[OrderPlaced]:

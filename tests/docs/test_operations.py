@@ -33,6 +33,9 @@ def test_what_the_page_says_runs(folder: Path) -> None:
     worker = Process("run", "shop:billing")
     try:
         worker.wait_for("is running")
+        for _ in range(100):  # each takes a while: until the event is handled, and the report of that is in the log
+            if subprocess.run([EVERLOG, "status", "--max-lag", "0"], capture_output=True, check=False).returncode == 0:
+                break
         assert worker.end(signal.SIGTERM) == 0
     finally:
         worker.close()
