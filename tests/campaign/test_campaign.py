@@ -59,5 +59,5 @@ def test_a_report_says_what_grew() -> None:
     assert "memory of the billing" in grown(_result([_sample(at, kib=40_000 + 1_000 * at) for at in range(100)], calm))[0]
     assert "open files" in grown(_result([_sample(at, files=20 + at) for at in range(100)], calm))[0]
     assert "WAL" in grown(_result([_sample(at, wal=at << 21) for at in range(100)], calm))[0]
-    slower = [(float(at), 0.001 * (1 + at / 20)) for at in range(100)]
+    slower = [(float(at), 0.001 * 1.05**at) for at in range(100)]
     assert "publishing took" in grown(_result([_sample(at) for at in range(100)], slower))[0]
