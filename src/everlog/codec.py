@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -218,6 +218,15 @@ class Chunk:
     def offset(self, index: int) -> Offset:
         """Return the offset of the record at `index`."""
         return Offset(self.first + index) if self.offsets is None else self.offsets[index]
+
+    def offsets_at(self, indices: Sequence[int]) -> Sequence[Offset]:
+        """Return the offsets of the records at `indices`."""
+        if self.offsets is None:
+            first: int = self.first
+            return cast(
+                "list[Offset]", [first + index for index in indices]
+            )  # a call of `Offset` for each would cost as much again
+        return [self.offsets[index] for index in indices]
 
     def slice(self, index: int) -> bytes:
         """Return the JSON of the record at `index`."""

@@ -49,7 +49,10 @@ class Client:
         )  # with asyncio, which costs 40 ms: whoever only declares an app does without
 
         name = producer or f"{source}-{os.urandom(8).hex()}"
+        from everlog.client.gathering import Gathering
+
         self._publisher = Publisher(log, name, named=producer is not None, clock=clock)
+        self._gathering = Gathering(self._publisher, lambda: Origin(source, clock.wall_us(), None, self._next_partition))
         self._spread = itertools.count(int.from_bytes(os.urandom(2), "big"))
         self._closed = False
 
@@ -98,6 +101,10 @@ class Client:
                 "inside a handler, return the event or write tx.publish(event), so that it is stored together with what the handler "
                 "changes; client.publish_direct(event) sends it at once, and again whenever the handler is tried again"
             )
+        if len(events) == 1 and (key, headers, idempotency_key, within) == (None, None, None, None) and not self._closed:
+            event = events[0]
+            if self._publisher.is_open(contract_of(type(event)).topic):
+                return await self._gathering.add(event, timeout_s)
         return await self._publish(events, key, headers, idempotency_key, within, timeout_s)
 
     async def publish_direct(
@@ -120,6 +127,7 @@ class Client:
         timeout_s: float,
     ) -> Published:
         self._check_open()
+        self._gathering.flush()
         if within is not None:
             raise FeatureMissing(
                 "publish(within=...)", adapter="this store", instead="publish after your commit, or keep your rows in handlers"
@@ -197,3 +205,4 @@ class Client:
     async def aclose(self) -> None:
         """Publish no more. Idempotent; the log stays open."""
         self._closed = True
+        self._gathering.flush()

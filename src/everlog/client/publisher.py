@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -15,13 +15,14 @@ from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.envelope import Addressed
 from everlog.contracts.topic import Topic
-from everlog.errors import LogReadOnly, PublishUnknown
+from everlog.errors import EverlogError, LogReadOnly, PublishUnknown
 from everlog.log import DEDUPE_RANGE, Appended, Log, ProducerBatch, Status
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import id_prefix
 
 _IN_FLIGHT: Final = DEDUPE_RANGE // 2
 """Most numbers of a partition between the oldest without an answer and the newest sent."""
+_MOST_AT_ONCE: Final = 1_000
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MOST_S: Final = 1.0
 
@@ -77,37 +78,109 @@ class Publisher:
             PublishUnknown: No answer within `timeout_s` seconds.
             EverlogError: The log refused some; what of the other partitions is stored stays.
         """
+        return await self.begin(addressed).finish(timeout_s)
+
+    @property
+    def most_at_once(self) -> int:
+        """How many records of several calls may be sent together, so that the others of a partition have room."""
+        return min(_MOST_AT_ONCE, _IN_FLIGHT)
+
+    def begin(self, addressed: Sequence[Addressed]) -> Sending:
+        """Hand records to the log under the next numbers, now; where too many are without an answer, take a place in the line."""
         counts = [Counter([record.partition for record in target.records]) for target in addressed]
-        flows = [self._flows[target.topic.name] for target in addressed]
-        try:
-            async with asyncio.timeout(timeout_s):
-                for flow, parts in zip(flows, counts, strict=True):
-                    if flow.is_full(parts):
-                        await flow.turn(parts)
-        except TimeoutError as error:
-            raise LogReadOnly(
-                f"the log has not answered earlier events within {timeout_s:g} s, and no more are sent meanwhile: nothing of this call was "
-                f"sent; publish it again later"
-            ) from error
+        return Sending(self, addressed, [self._flows[target.topic.name] for target in addressed], counts)
+
+
+class Sending:
+    """One call's records, or those of several calls, on their way to the log."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        addressed: Sequence[Addressed],
+        flows: Sequence[_Flow],
+        counts: Sequence[Mapping[int, int]],
+    ) -> None:
+        self._publisher = publisher
+        self._addressed = addressed
+        self._flows = flows
+        self._counts = counts
+        self._sends: Sequence[_Send] = ()
+        self._started: Sequence[Awaitable[Appended]] = ()
+        self._tickets: Sequence[object] = ()
+        if any([flow.is_full(parts) for flow, parts in zip(flows, counts, strict=True)]):
+            self._tickets = [flow.join() for flow in flows]
+        else:
+            self._start()
+
+    def _start(self) -> None:
         # Numbers are taken and first sent without an await between: n + 1 never leaves before n.
-        sends = [
-            _Send(self, flow, target, flow.take(parts)) for flow, target, parts in zip(flows, addressed, counts, strict=True)
+        self._sends = [
+            _Send(self._publisher, flow, target, flow.take(parts))
+            for flow, target, parts in zip(self._flows, self._addressed, self._counts, strict=True)
         ]
+        self._started = [send.start() for send in self._sends]
+
+    async def finish(self, timeout_s: float) -> Published:
+        """Wait until all are stored. Raises as `Publisher.send`."""
+        if self._tickets:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    for flow, ticket, parts in zip(self._flows, self._tickets, self._counts, strict=True):
+                        await flow.turn(ticket, parts)
+            except TimeoutError as error:
+                raise LogReadOnly(
+                    f"the log has not answered earlier events within {timeout_s:g} s, and no more are sent meanwhile: nothing of this call "
+                    f"was sent; publish it again later"
+                ) from error
+            finally:
+                for flow, ticket in zip(self._flows, self._tickets, strict=True):
+                    flow.give_up(ticket)
+            self._start()
         try:
-            return await self._finish(sends, [send.start() for send in sends], timeout_s)
+            return await self._finish(self._started, timeout_s)
         finally:
-            for send in sends:
+            for send in self._sends:
                 send.leave()
 
-    async def _finish(self, sends: Sequence[_Send], started: Sequence[Awaitable[Appended]], timeout_s: float) -> Published:
+    def error_of(self, at: int, error: EverlogError | None) -> EverlogError | None:
+        """Return why the event at a place of the call is not known to be stored; ``None`` where it is stored.
+
+        Args:
+            at: Its place.
+            error: What `finish` raised.
+        """
+        if error is None or not self._sends:
+            return error
+        send, index = self._place(at)
+        if send.appended is None:
+            return error
+        return send.appended.errors[index] if send.appended.errors else None
+
+    def published(self, at: int) -> Published:
+        """Return what is told of the event at a place of the call, once it is stored."""
+        send, index = self._place(at)
+        assert send.appended is not None
+        offset = send.appended.offsets[index]
+        where = TopicPartition(send.target.topic.name, send.target.records[index].partition)
+        return Published(
+            partial(_id_at, send, index), Position(self._publisher.log.identity, {} if offset is None else {where: offset})
+        )
+
+    def _place(self, at: int) -> tuple[_Send, int]:
+        if len(self._sends) == 1:
+            return self._sends[0], at
+        return next((send, send.target.places.index(at)) for send in self._sends if at in send.target.places)
+
+    async def _finish(self, started: Sequence[Awaitable[Appended]], timeout_s: float) -> Published:
         try:
             async with asyncio.timeout(timeout_s):
-                for send, answer in zip([send for send in sends if not send.is_settled], started, strict=True):
+                for send, answer in zip([send for send in self._sends if not send.is_settled], started, strict=True):
                     await send.settle(answer)
         except TimeoutError as error:
 
             async def retry(timeout_s: float = timeout_s) -> Published:
-                return await self._finish(sends, [send.start() for send in sends if not send.is_settled], timeout_s)
+                return await self._finish([send.start() for send in self._sends if not send.is_settled], timeout_s)
 
             raise PublishUnknown(
                 f"the log did not answer within {timeout_s:g} s, so whether the events are stored is unknown: "
@@ -118,7 +191,7 @@ class Publisher:
             for answer in started:
                 if asyncio.iscoroutine(answer):
                     answer.close()
-        return _published(self.log.identity, sends)
+        return _published(self._publisher.log.identity, self._sends)
 
 
 class _Gate:
@@ -137,13 +210,12 @@ class _Flow:
     def __init__(self, next_: dict[int, int]) -> None:
         self._next = next_
         self._open: dict[int, dict[int, None]] = {}  # partition → first numbers of sends without an answer, oldest first
-        self._line = asyncio.Lock()
-        self._in_line = 0
+        self._line: deque[object] = deque()
         self._room = asyncio.Event()
 
     def is_full(self, parts: Mapping[int, int]) -> bool:
         """Tell whether a send has to wait: for answers to older ones, or behind others that wait."""
-        return self._in_line > 0 or not self._fits(parts)
+        return bool(self._line) or not self._fits(parts)
 
     def _fits(self, parts: Mapping[int, int]) -> bool:
         for partition, count in parts.items():
@@ -152,16 +224,22 @@ class _Flow:
                 return False
         return True
 
-    async def turn(self, parts: Mapping[int, int]) -> None:
-        """Wait in line until there is room."""
-        self._in_line += 1
-        try:
-            async with self._line:
-                while not self._fits(parts):
-                    self._room.clear()
-                    await self._room.wait()
-        finally:
-            self._in_line -= 1
+    def join(self) -> object:
+        """Take the last place in the line, and return a ticket for it."""
+        ticket = object()
+        self._line.append(ticket)
+        return ticket
+
+    async def turn(self, ticket: object, parts: Mapping[int, int]) -> None:
+        """Wait until the ticket is the first in the line and there is room; its place is kept until `give_up`."""
+        while self._line[0] is not ticket or not self._fits(parts):
+            self._room.clear()
+            await self._room.wait()
+
+    def give_up(self, ticket: object) -> None:
+        """Leave the line."""
+        self._line.remove(ticket)
+        self._room.set()
 
     def take(self, parts: Mapping[int, int]) -> Mapping[int, int]:
         """Return the first number for each partition, and count them as on their way."""
@@ -215,6 +293,7 @@ class _Send:
                     return
                 refused = next((e for s, e in zip(appended.statuses, appended.errors, strict=True) if s is Status.REFUSED), None)
                 if refused is not None:
+                    self.appended = appended
                     raise refused
                 self._was_in_doubt = True
             pause_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**attempt)
@@ -232,6 +311,10 @@ class _Send:
         numbers = {partition: itertools.count(first) for partition, first in self.first.items()}
         derived = [f"{prefixes[record.partition]}{next(numbers[record.partition])}" for record in self.target.records]
         return [record.id or id_ for record, id_ in zip(self.target.records, derived, strict=True)]
+
+
+def _id_at(send: _Send, index: int) -> Sequence[str]:
+    return [send.ids()[index]]
 
 
 def _published(log: UUID, sends: Sequence[_Send]) -> Published:

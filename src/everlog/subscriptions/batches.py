@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final, Protocol, cast
 
 from everlog.errors import PoisonAt, TxRefused
 from everlog.position import Offset
@@ -30,8 +32,8 @@ class Host(Protocol):
         """Return the call of a handler for a record."""
         ...
 
-    def finished(self, run: Run, offset: Offset) -> None:
-        """Note that a record is finished for good."""
+    def finished_all(self, run: Run, offsets: Sequence[Offset]) -> None:
+        """Note that records of a run are finished for good."""
         ...
 
     def lose_slot(self, work: SlotWork) -> None:
@@ -87,7 +89,8 @@ class Batches:
                 work.inbox.give_back([waiting for segment, _ in reversed(segments) for waiting in segment])
                 return
             segment, error = segments.pop()
-            segment = [waiting for waiting in segment if not self._is_behind(waiting, work)]
+            if self._lanes.by_key:
+                segment = [waiting for waiting in segment if not self._is_behind(waiting, work)]
             if not segment:
                 continue
             if error is None:
@@ -117,15 +120,16 @@ class Batches:
     async def _try(self, me: Worker, work: SlotWork, segment: Sequence[Waiting]) -> tuple[Outcome | None, Exception | None]:
         """Call the handler for a segment and commit what it did; returns the outcome, or why the handler failed."""
         branch = cast("Branch", segment[0].branch)
-        calls = [self._host.call(cast("Branch", one.branch), one.event, one.run, one.index) for one in segment]
-        call = BatchCall(calls)
+        call = BatchCall(lambda: [self._host.call(cast("Branch", one.branch), one.event, one.run, one.index) for one in segment])
         tx: Any = None
         try:
             tx, result = await self._calls.invoke(me, branch, [one.event for one in segment], call, work)
             if not work.is_ours:
                 return None, None
-            finishes = [(one.run.chunk.where, one.run.chunk.offset(one.index)) for one in segment]
-            unit = self._units.make(work.slot, None, finishes, call, tx, result)
+            unit = None
+            if result is not None or (tx is not None and tx.has_effects):
+                finishes = [(one.run.chunk.where, one.run.chunk.offset(one.index)) for one in segment]
+                unit = self._units.make(work.slot, None, finishes, call, tx, result)
             if unit is None:
                 self._done(segment)
                 self._committer.touch(work, urgent=False)
@@ -153,10 +157,12 @@ class Batches:
             self._done(segment)
 
     def _done(self, segment: Sequence[Waiting]) -> None:
+        for run, waitings in groupby(segment, key=_run):
+            self._host.finished_all(run, run.chunk.offsets_at([one.index for one in waitings]))
         for one in segment:
-            self._host.finished(one.run, one.run.chunk.offset(one.index))
-            if self._host.is_listening:
-                self._host.succeeded(one.lane_key)
+            if not self._host.is_listening:
+                break
+            self._host.succeeded(one.lane_key)
 
     def _is_behind(self, waiting: Waiting, work: SlotWork) -> bool:
         """Copy a record behind what its key holds by now; tells whether there was something."""
@@ -176,6 +182,9 @@ class Batches:
         finally:
             lane.is_running = False
             self._lanes.go_on(lane)
+
+
+_run: Final = attrgetter("run")
 
 
 def _poison(error: Exception, count: int) -> int | None:

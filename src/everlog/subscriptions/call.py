@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 from uuid import UUID
@@ -95,15 +95,23 @@ class BatchCall:
     """The same for a handler that takes several events at once.
 
     Args:
-        calls: One per record, at least one, in the order of the events.
+        make: Returns one per record, at least one, in the order of the events. Asked once, when it is first needed: most handlers of
+            batches never do.
     """
 
-    __slots__ = ("_calls", "_handled", "_records")
+    __slots__ = ("_handled", "_made", "_make", "_records")
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = calls
+    def __init__(self, make: Callable[[], Sequence[Call]]) -> None:
+        self._make = make
+        self._made: Sequence[Call] | None = None
         self._records: Sequence[Record[Any]] | None = None
         self._handled: set[tuple[str, str]] | None = None
+
+    @property
+    def _calls(self) -> Sequence[Call]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
     def stored(self) -> StoredRecord:
         """Return the first raw record: what is published without a cause follows from it."""

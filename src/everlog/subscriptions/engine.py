@@ -210,6 +210,10 @@ class Engine:
         """Note that a record is finished for good."""
         self._feed.finished(run, offset)
 
+    def finished_all(self, run: Run, offsets: Sequence[Offset]) -> None:
+        """The same for several records of one run."""
+        self._feed.finished_all(run, offsets)
+
     def defer(self, waiting: Waiting) -> None:
         """Let a record be handled in its lane."""
         self._taking.defer(waiting)
@@ -226,7 +230,9 @@ class Engine:
         self, me: Worker, branch: Branch, event: object, call: Call, work: SlotWork
     ) -> tuple[Tx[Any] | None, object]:
         """Call a handler in a lane, under its time limit. Raises as `Calls.invoke`."""
-        return await self._calls.invoke(me, branch, [event], call if branch.handler.batching is None else BatchCall([call]), work)
+        return await self._calls.invoke(
+            me, branch, [event], call if branch.handler.batching is None else BatchCall(lambda: [call]), work
+        )
 
     def fill_slot(self, work: SlotWork) -> None:
         """Take nothing more of a slot, since the subscription holds as much as it may; what is held can be redriven."""

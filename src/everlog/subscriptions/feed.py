@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from everlog.codec import Batch
@@ -202,9 +202,22 @@ class Feed:
 
     def finished(self, run: Run, offset: Offset) -> None:
         """Note that a record is finished for good, and let what waited for that go on."""
+        run.partition.done(offset)
+        run.work.done(run.partition.where, offset)
+        self._go_on(run)
+
+    def finished_all(self, run: Run, offsets: Sequence[Offset]) -> None:
+        """The same for several records of one run."""
         partition = run.partition
-        partition.done(offset)
-        run.work.done(partition.where, offset)
+        partition.done_all(offsets, run)
+        if run.work.left is not None:
+            for offset in offsets:
+                run.work.done(partition.where, offset)
+        self._go_on(run)
+
+    def _go_on(self, run: Run) -> None:
+        """Let what waited for a record of a run go on."""
+        partition = run.partition
         if partition.waiting and not partition.is_full and run.work.is_open:
             last = partition.waiting[-1].chunk.last
             self._runs.extendleft(reversed(partition.waiting))

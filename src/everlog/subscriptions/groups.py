@@ -222,7 +222,17 @@ class Groups:
             return group
         first = like
         behind = 0
-        while len(group) < most and behind < self._most and (waiting := inbox.take()) is not None:
+        while len(group) < most and behind < self._most:
+            if first is not None and not self._lanes.by_key:  # as nearly always: no key is looked at
+                alike = inbox.take_alike(most - len(group))
+                if alike and cast("Branch", alike[0].branch).handler is not cast("Branch", first.branch).handler:
+                    inbox.give_back(alike)
+                    break
+                group.extend(alike)
+                if len(group) == most:
+                    break
+            if (waiting := inbox.take()) is None:
+                break
             lane = self._lanes.by_key.get(waiting.lane_key)
             if lane is not None and lane.held and not lane.pending:
                 self._host.defer(waiting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from everlog.subscriptions.lane import Waiting
@@ -50,6 +51,21 @@ class Inbox:
         """Add a run that was read."""
         self._runs.append(run)
         self._changed.set()
+
+    def take_alike(self, most: int) -> list[Waiting]:
+        """Return the next records, at most so many, where all have one handler and were decoded as one piece.
+
+        Empty where there are none, and where each has to be looked at: then `take` says what comes next.
+        """
+        if self._returned or self._current is None:
+            return []
+        run, items = self._current, self._current.items
+        branch = run.branch
+        if branch is None:
+            return []
+        taken = [Waiting(run, index, event, branch) for index, _, event, _ in islice(items, most)]
+        run.partition.take_all(run.chunk.offsets_at([waiting.index for waiting in taken]), run)
+        return taken
 
     def take(self) -> Waiting | None:
         """Return the next record; ``None`` where there is none now."""

@@ -111,11 +111,24 @@ class PartitionProgress:
             self.open[offset] = run
             run.open += 1
 
+    def take_all(self, offsets: Sequence[Offset], run: Run) -> None:
+        """Note that records of a run are taken, for the first time, and not finished."""
+        before = len(self.open)
+        self.open.update(dict.fromkeys(offsets, run))
+        run.open += len(self.open) - before
+
     def done(self, offset: Offset) -> None:
         """Note that a record is finished for good."""
         run = self.open.pop(offset, None)
         if run is not None:
             run.open -= 1
+
+    def done_all(self, offsets: Sequence[Offset], run: Run) -> None:
+        """Note that records of a run are finished for good."""
+        before = len(self.open)
+        for offset in offsets:
+            self.open.pop(offset, None)
+        run.open -= before - len(self.open)
 
     def snapshot(self, finishing: set[Offset]) -> Progress:
         """Return the progress as it is once the units that finish `finishing` are committed."""

@@ -31,7 +31,20 @@ Item = tuple[int, str | None, Any, Branch | Unreadable]
 class Run:
     """Records of one chunk, taken one by one by whichever worker is active. Memory is held until all are finished."""
 
-    __slots__ = ("_branches", "_count", "_indices", "_items", "chunk", "is_taken", "number", "open", "partition", "size", "work")
+    __slots__ = (
+        "_branches",
+        "_count",
+        "_indices",
+        "_items",
+        "branch",
+        "chunk",
+        "is_taken",
+        "number",
+        "open",
+        "partition",
+        "size",
+        "work",
+    )
 
     def __init__(self, chunk: Chunk, work: SlotWork, branches: Mapping[str, Branch]) -> None:
         self.chunk = chunk
@@ -48,6 +61,8 @@ class Run:
         self._indices = iter(range(chunk.start, chunk.length))
         self._branches = branches
         self._items: Iterator[Item] | None = None
+        self.branch: Branch | None = None
+        """What handles all its records, where they were decoded as one piece; known once `items` was asked for."""
 
     @property
     def items(self) -> Iterator[Item]:
@@ -72,6 +87,7 @@ class Run:
                     events = branch.contract.decode_list(chunk.data)
                 except EventRefused:  # find the broken ones record by record
                     return self._one_by_one(branches)
+                self.branch = branch
                 if chunk.start:
                     del events[: chunk.start]
                     return zip(self._indices, chunk.keys[chunk.start :], events, repeat(branch), strict=False)

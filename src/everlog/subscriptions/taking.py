@@ -28,7 +28,7 @@ from everlog.subscriptions.run import Run, Unreadable, lane_of
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.worker import Worker
 
-_TURN_S: Final = 0.001
+_TURN_S: Final = 0.00025
 """How long records are taken before the event loop gets its turn."""
 _TURN_EVERY: Final = 32
 

@@ -1,0 +1,103 @@
+"""Gathering: what single events are published within one turn of the event loop goes to the log as one append.
+
+Alone, an event costs a proof, an append, a timer and a hand-over to the writer; among others, a share of one. Nothing waits for more to come:
+the turn that is under way ends, and then everything leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from everlog.client.published import Published
+from everlog.client.publisher import Publisher, Sending
+from everlog.contracts.envelope import Origin, address
+from everlog.contracts.event import AnyEvent
+from everlog.errors import EverlogError, PublishUnknown
+
+
+class _Call(NamedTuple):
+    event: AnyEvent
+    done: asyncio.Future[Published]
+
+
+class Gathering:
+    """The single events of one client that wait for the end of the turn.
+
+    Args:
+        publisher: Sends them.
+        origin: Returns what the records of a call have in common, at the time of the call.
+    """
+
+    def __init__(self, publisher: Publisher, origin: Callable[[], Origin]) -> None:
+        self._publisher = publisher
+        self._origin = origin
+        self._calls: list[_Call] = []
+        self._timeout_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, event: AnyEvent, timeout_s: float) -> asyncio.Future[Published]:
+        """Publish an event with what else comes in this turn; what waits already keeps its place before it."""
+        if self._calls and (timeout_s != self._timeout_s or len(self._calls) >= self._publisher.most_at_once):
+            self.flush()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Published] = loop.create_future()
+        if not self._calls:
+            self._timeout_s = timeout_s
+            loop.call_soon(self.flush)
+        self._calls.append(_Call(event, done))
+        return done
+
+    def flush(self) -> None:
+        """Send what waits, before anything that is published behind it."""
+        calls, self._calls = self._calls, []
+        if not calls:
+            return
+        try:
+            addressed = address([call.event for call in calls], self._origin())
+        except EverlogError:  # one of them is at fault, and the others are not
+            calls = [call for call in calls if self._is_right(call)]
+            if not calls:
+                return
+            addressed = address([call.event for call in calls], self._origin())
+        task = asyncio.create_task(self._send(calls, self._publisher.begin(addressed), self._timeout_s))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _is_right(self, call: _Call) -> bool:
+        try:
+            address([call.event], self._origin())
+        except EverlogError as error:
+            if not call.done.done():
+                call.done.set_exception(error)
+            return False
+        return True
+
+    async def _send(self, calls: Sequence[_Call], sending: Sending, timeout_s: float) -> None:
+        error: EverlogError | None = None
+        try:
+            await sending.finish(timeout_s)
+        except EverlogError as fault:
+            error = fault
+        except BaseException:
+            for call in calls:
+                call.done.cancel()
+            raise
+        for at, call in enumerate(calls):
+            if call.done.done():  # nobody waits any more
+                continue
+            reason = sending.error_of(at, error)
+            if reason is None:
+                call.done.set_result(sending.published(at))
+            elif isinstance(reason, PublishUnknown):
+                call.done.set_exception(PublishUnknown(str(reason), partial(_retry, reason, sending, at)))
+            else:
+                call.done.set_exception(reason)
+
+
+async def _retry(unknown: PublishUnknown, sending: Sending, at: int, timeout_s: float = 30.0) -> Published:
+    """Send the whole group again under its numbers, and return what became of one event of it."""
+    await unknown.retry(timeout_s)
+    return sending.published(at)
