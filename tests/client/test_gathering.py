@@ -32,9 +32,7 @@ async def test_what_tasks_publish_in_one_turn_is_one_append(bench: Bench) -> Non
 
 
 async def test_each_call_is_told_where_its_own_event_stands(bench: Bench) -> None:
-    published = await asyncio.gather(
-        *[bench.client.publish(Left(f"k{n}", n) if n % 3 else Right(f"k{n}", n)) for n in range(20)]
-    )
+    published = await asyncio.gather(*[bench.client.publish(Left(f"k{n}", n) if n % 3 else Right(f"k{n}", n)) for n in range(20)])
     for n, one in enumerate(published):
         topic = left if n % 3 else right
         where = TopicPartition(topic.name, partition_of(f"k{n}", topic.partitions))
@@ -78,9 +76,7 @@ async def test_an_answer_that_is_lost_is_asked_for_again_under_the_same_numbers(
 
 async def test_each_call_without_an_answer_can_be_tried_again_and_is_stored_once(bench: Bench) -> None:
     bench.log.gate.clear()
-    calls = await asyncio.gather(
-        *[bench.client.publish(Left("a", n), timeout_s=0.01) for n in range(3)], return_exceptions=True
-    )
+    calls = await asyncio.gather(*[bench.client.publish(Left("a", n), timeout_s=0.01) for n in range(3)], return_exceptions=True)
     assert all(isinstance(call, PublishUnknown) for call in calls)
     bench.log.gate.set()
     await asyncio.gather(*[cast("PublishUnknown", call).retry() for call in calls])
