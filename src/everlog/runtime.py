@@ -283,7 +283,10 @@ class AppRuntime:
 
     async def _report(self) -> None:
         while True:
-            await self._report_once()
+            try:
+                await self._report_once()
+            except FileUnreadable as error:
+                _logger.warning("%s: its progress is not shown for now: %s", self._declaration.name, error)
             await self._clock.sleep(REPORT_EVERY_S)
 
     async def _report_once(self) -> None:
