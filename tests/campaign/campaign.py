@@ -81,7 +81,6 @@ class Sample:
     memory_kib: Mapping[str, int]
     files: Mapping[str, int]
     wal_bytes: int
-    log_bytes: int
 
 
 @dataclass(slots=True)
@@ -488,7 +487,6 @@ class Campaign:
                 Sample(
                     time.monotonic() - began_s, memory, files,
                     max([path.stat().st_size for path in self._folder.glob("*-wal")], default=0),
-                    (self._folder / "log.db").stat().st_size,
                 )
             )  # fmt: skip
 

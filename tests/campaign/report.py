@@ -57,7 +57,7 @@ def show(result: Result, console: Console) -> None:
     calls = [took for _, took in result.latencies]
     console.print(
         f"seed {result.plan.seed}: {result.published:,} events published and {result.emitted:,} emitted in {result.ran_s:.0f} s "
-        f"({events / max(result.ran_s, 0.001):,.0f} a second), {result.unanswered:,} by producers that were killed before their answer"
+        f"({events / max(result.ran_s, 0.001):,.0f} a second), {result.unanswered:,} by producers that were killed before their answer; settled {result.settled_s:.1f} s after the last fault"
     )
     if len(calls) > 100:
         cuts = quantiles(calls, n=100)

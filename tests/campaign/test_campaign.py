@@ -43,7 +43,7 @@ async def test_each_seeded_bug_is_caught(name: str) -> None:
 
 
 def _sample(at_s: float, *, kib: int = 40_000, files: int = 20, wal: int = 4 << 20) -> Sample:
-    return Sample(at_s, {"billing": kib}, {"billing": files}, wal, 1 << 20)
+    return Sample(at_s, {"billing": kib}, {"billing": files}, wal)
 
 
 def _result(samples: list[Sample], latencies: list[tuple[float, float]]) -> Result:
