@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from tests.campaign.campaign import Campaign, Plan, Result
+from tests.campaign.campaign import Campaign
+from tests.campaign.plan import Plan, Result
 from tests.campaign.report import grown, show
 
 

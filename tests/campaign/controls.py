@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 from tests.campaign.bugs import BUGS
-from tests.campaign.campaign import Campaign, Plan
+from tests.campaign.campaign import Campaign
+from tests.campaign.plan import Plan
 from tests.faults.power_controls import CONTROLS as POWER_CONTROLS
 
 from everlog.conformance.judge import Fault

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from rich.console import Console
 from rich.table import Table
-from tests.campaign.campaign import Result, Sample
+from tests.campaign.plan import Result, Sample
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tests.campaign.bugs import BUGS
-from tests.campaign.campaign import Campaign, Plan, Result, Sample
+from tests.campaign.campaign import Campaign
 from tests.campaign.controls import control
+from tests.campaign.plan import Plan, Result, Sample
 from tests.campaign.points import POINTS
 from tests.campaign.report import grown, show
 
