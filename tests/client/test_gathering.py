@@ -83,6 +83,47 @@ async def test_each_call_without_an_answer_can_be_tried_again_and_is_stored_once
     assert len([key for key, _ in await bench.logged() if key == "a"]) == 3
 
 
+async def test_each_retry_is_told_of_its_own_event_even_when_it_is_not_the_first(bench: Bench) -> None:
+    bench.log.gate.clear()
+    calls = await asyncio.gather(
+        *[bench.client.publish(Left(f"k{n}", n), timeout_s=0.01) for n in range(3)], return_exceptions=True
+    )
+    again = await asyncio.gather(*[cast("PublishUnknown", call).retry(timeout_s=0.01) for call in calls], return_exceptions=True)
+    bench.log.gate.set()
+    published = await asyncio.gather(*[cast("PublishUnknown", call).retry() for call in again])
+    assert [list(one.position.offsets) for one in published] == [
+        [TopicPartition(left.name, partition_of(f"k{n}", left.partitions))] for n in range(3)
+    ]
+    assert len({id_ for one in published for id_ in one.ids}) == 3
+    assert len(await bench.logged()) == 4
+
+
+async def test_a_topic_that_refuses_says_nothing_about_what_left_with_it_for_another(bench: Bench) -> None:
+    bench.log.answer = lambda topic: "readonly" if topic == left.name else "store"
+    refused, stored = await asyncio.gather(
+        bench.client.publish(Left("a", 1)), bench.client.publish(Right("b", 2)), return_exceptions=True
+    )
+    assert isinstance(refused, LogReadOnly)
+    assert not isinstance(stored, BaseException)
+    assert {key for key, _ in await bench.logged(right.name)} == {"first", "b"}
+
+
+async def test_who_was_refused_is_not_sent_again_by_who_is_in_doubt(bench: Bench) -> None:
+    bench.log.answer = lambda topic: "readonly" if topic == left.name else "unknown"
+    calls = asyncio.gather(
+        bench.client.publish(Left("a", 1), timeout_s=0.05),
+        bench.client.publish(Right("b", 2), timeout_s=0.05),
+        return_exceptions=True,
+    )
+    refused, unknown = await calls
+    assert isinstance(refused, LogReadOnly)
+    assert isinstance(unknown, PublishUnknown)
+    bench.log.answer = lambda _: "store"
+    await unknown.retry()
+    assert {key for key, _ in await bench.logged(right.name)} == {"first", "b"}
+    assert {key for key, _ in await bench.logged()} == {"first"}
+
+
 async def test_a_log_that_takes_no_writes_refuses_every_call(bench: Bench) -> None:
     bench.log.answer = lambda _: "readonly"
     calls = await asyncio.gather(*[bench.client.publish(Left("a", n)) for n in range(3)], return_exceptions=True)

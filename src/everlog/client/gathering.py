@@ -88,16 +88,27 @@ class Gathering:
         for at, call in enumerate(calls):
             if call.done.done():  # nobody waits any more
                 continue
-            reason = sending.error_of(at, error)
+            reason = _error_of(sending, at, error)
             if reason is None:
                 call.done.set_result(sending.published(at))
-            elif isinstance(reason, PublishUnknown):
-                call.done.set_exception(PublishUnknown(str(reason), partial(_retry, reason, sending, at)))
             else:
                 call.done.set_exception(reason)
 
 
-async def _retry(unknown: PublishUnknown, sending: Sending, at: int, timeout_s: float = 30.0) -> Published:
-    """Send the whole group again under its numbers, and return what became of one event of it."""
-    await unknown.retry(timeout_s)
+def _error_of(sending: Sending, at: int, error: EverlogError | None) -> EverlogError | None:
+    """Return what is told of one event: as `Sending.error_of`, with a retry of its own."""
+    reason = sending.error_of(at, error)
+    return PublishUnknown(str(reason), partial(_retry, sending, at)) if isinstance(reason, PublishUnknown) else reason
+
+
+async def _retry(sending: Sending, at: int, timeout_s: float = 30.0) -> Published:
+    """Send again what left together with one event, under the same numbers, and return what became of that one."""
+    error: EverlogError | None = None
+    try:
+        await sending.again(at, timeout_s)
+    except EverlogError as fault:
+        error = fault
+    reason = _error_of(sending, at, error)
+    if reason is not None:
+        raise reason from error
     return sending.published(at)

@@ -138,23 +138,29 @@ class Sending:
                     flow.give_up(ticket)
             self._start()
         try:
-            return await self._finish(self._started, timeout_s)
+            await self._finish(self._sends, self._started, timeout_s)
         finally:
             for send in self._sends:
                 send.leave()
+        return _published(self._publisher.log.identity, self._sends)
+
+    async def again(self, at: int, timeout_s: float) -> None:
+        """Send what is in doubt of the topic of one event again, under the same numbers, and of no other topic. Raises as `finish`."""
+        send, _ = self._place(at)
+        await self._finish([send], [] if send.is_settled else [send.start()], timeout_s)
 
     def error_of(self, at: int, error: EverlogError | None) -> EverlogError | None:
         """Return why the event at a place of the call is not known to be stored; ``None`` where it is stored.
 
         Args:
             at: Its place.
-            error: What `finish` raised.
+            error: What `finish` or `again` raised.
         """
         if error is None or not self._sends:
             return error
         send, index = self._place(at)
         if send.appended is None:
-            return error
+            return send.error or error
         return send.appended.errors[index] if send.appended.errors else None
 
     def published(self, at: int) -> Published:
@@ -172,15 +178,17 @@ class Sending:
             return self._sends[0], at
         return next((send, send.target.places.index(at)) for send in self._sends if at in send.target.places)
 
-    async def _finish(self, started: Sequence[Awaitable[Appended]], timeout_s: float) -> Published:
+    async def _finish(self, sends: Sequence[_Send], started: Sequence[Awaitable[Appended]], timeout_s: float) -> None:
+        """Wait for the answers to those of the sends that have none; one that is refused does not end the waiting for the others."""
         try:
             async with asyncio.timeout(timeout_s):
-                for send, answer in zip([send for send in self._sends if not send.is_settled], started, strict=True):
+                for send, answer in zip([send for send in sends if not send.is_settled], started, strict=True):
                     await send.settle(answer)
         except TimeoutError as error:
 
             async def retry(timeout_s: float = timeout_s) -> Published:
-                return await self._finish([send.start() for send in self._sends if not send.is_settled], timeout_s)
+                await self._finish(sends, [send.start() for send in sends if not send.is_settled], timeout_s)
+                return _published(self._publisher.log.identity, sends)
 
             raise PublishUnknown(
                 f"the log did not answer within {timeout_s:g} s, so whether the events are stored is unknown: "
@@ -191,7 +199,9 @@ class Sending:
             for answer in started:
                 if asyncio.iscoroutine(answer):
                     answer.close()
-        return _published(self._publisher.log.identity, self._sends)
+        refused = next((send.error for send in sends if send.error is not None), None)
+        if refused is not None:
+            raise refused
 
 
 class _Gate:
@@ -267,6 +277,8 @@ class _Send:
         self.first = first
         self._was_in_doubt = False
         self.appended: Appended | None = None
+        self.error: EverlogError | None = None
+        """Why it is not stored, or not all of it."""
 
     @property
     def is_settled(self) -> bool:
@@ -280,21 +292,25 @@ class _Send:
         return sender.log.append(self.target.topic.name, self.target.records, producer=batch)
 
     async def settle(self, answer: Awaitable[Appended]) -> None:
-        """Wait for the answer; send again, under the same numbers, as long as it is unknown."""
+        """Wait for the answer; send again, under the same numbers, as long as it is unknown. What is refused is in `error`."""
+        self.error = None
         for attempt in itertools.count(1):
             try:
                 appended = await answer
-            except LogReadOnly:
+            except LogReadOnly as error:
                 if not self._was_in_doubt:
-                    raise
-            else:
-                if appended.settled:
-                    self.appended = appended
+                    self.error = error
                     return
-                refused = next((e for s, e in zip(appended.statuses, appended.errors, strict=True) if s is Status.REFUSED), None)
-                if refused is not None:
+            except EverlogError as error:
+                self.error = error
+                return
+            else:
+                if self.is_settled:  # by another retry, whose answer says where it was stored
+                    return
+                if Status.UNKNOWN not in appended.statuses:
                     self.appended = appended
-                    raise refused
+                    self.error = next((error for error in appended.errors if error is not None), None)
+                    return
                 self._was_in_doubt = True
             pause_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**attempt)
             await self._publisher.clock.sleep(random.uniform(0, pause_s))  # noqa: S311 full jitter, no secret
