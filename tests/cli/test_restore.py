@@ -188,7 +188,7 @@ def test_what_belongs_to_others_is_refused(shop: Path, cli: Cli, backup: Path) -
 
 def test_it_says_what_it_has_to_be_told(shop: Path, cli: Cli) -> None:
     nothing = cli("restore")
-    assert (nothing.exit_code, "everlog restore APP" in nothing.stderr) == (1, True)
+    assert (nothing.exit_code, "expected the APP" in nothing.stderr) == (2, True), nothing.stderr
     server = cli("restore", "--from", "x.db", "--log-url", "memory:", "--yes")
     assert (server.exit_code, "with the means of that server" in server.stderr) == (4, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +25,9 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     yield make
     for one in worlds:
         await one.aclose()
+
+
+@pytest.fixture(params=["memory", "file"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    """Return where the files of a world are, and once ``None``: in memory."""
+    return tmp_path if request.param == "file" else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.subscriptions.test_engine import keys_in, of_key
+from tests.subscriptions.keys import keys_in, of_key
 from tests.subscriptions.world import Left, Make, World
 
 from everlog import App, Delivery, Retry

@@ -3,100 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.subscriptions.chaos import Outcome, group_of
-from tests.subscriptions.test_batches import number
-from tests.subscriptions.test_chaos import Chaos
-from tests.subscriptions.test_engine import keys_in, of_key
-from tests.subscriptions.world import Left, Make, Out, Right, World, out
+from tests.subscriptions.keys import keys_in, number, of_key
+from tests.subscriptions.world import Left, Make, Out, Right, out
 
 from everlog import App, Delivery, Retry, Tx
 from everlog.errors import HandlerExited, NotInHandler, TxClosed, TxRefused
-from everlog.subscriptions.calls import Calls
-from everlog.subscriptions.state import State
 
 FAST = Delivery(start="beginning")
 PARK = Delivery(start="beginning", on_error={Exception: "park"})
-
-
-class PlainChaos(Chaos):
-    """The same with functions that cannot read: they write down each event in a row of its own, and the order is that of what they publish."""
-
-    seen: State[int]
-
-    def declare(self) -> None:
-        self.seen = self.app.state("seen/1", int)
-        if self.dice.random() < 0.3:
-            self.app.on_batch(Left, Right, most=self.dice.choice((2, 30)))(self.handle_all)
-        else:
-            self.app.on(Left, Right)(self.handle_one)
-
-    def handle_all(self, events: list[Left | Right], tx: Tx) -> Sequence[Out]:
-        return [self.handle_one(event, tx) for event in events]
-
-    def handle_one(self, event: Left | Right, tx: Tx) -> Out:
-        topic = "left" if isinstance(event, Left) else "right"
-        tx.add(self.totals, group_of(event.key), event.n + 1)
-        if self.dice.random() < self.suspend:
-            for _ in range(100):
-                threading.Event().wait(0)  # lets another thread run
-        if self.dice.random() < self.fail:
-            raise RuntimeError("dice")
-        tx.add(self.shared, group_of(event.key), 1)
-        tx.add(self.seen, (event.key, topic, event.n), 1)
-        return Out(event.key, event.n, f"{topic}:{event.n}")
-
-    async def outcome(self, w: World) -> Outcome:
-        found = await super().outcome(w)
-        counts = {key: int(value) for key, value in (await w.rows("seen/1")).items()}
-        journal: dict[str, list[tuple[str, int]]] = {}
-        for key, text in found.emitted:
-            topic, _, n = text.partition(":")
-            times = counts.pop(f'["{key}","{topic}",{n}]', 0)
-            journal.setdefault(key, []).extend([(topic, int(n))] * times)
-        assert not counts, f"handled and not published: {counts}"
-        return found._replace(journal=journal)
-
-
-@pytest.mark.parametrize("seed", range(30))
-async def test_whatever_happens_the_end_is_as_if_one_event_had_followed_the_other(world: Make, seed: int) -> None:
-    chaos = PlainChaos(seed)
-    w = await world(chaos.app, shaky=random.Random(seed) if seed % 2 else None)
-    assert await chaos.run(w, events=240, crashes=seed % 6) == []
-
-
-@pytest.mark.parametrize("seed", range(100, 103))
-async def test_it_is_so_in_files_too(world: Make, tmp_path: Path, seed: int) -> None:
-    chaos = PlainChaos(seed)
-    w = await world(chaos.app, folder=tmp_path)
-    assert await chaos.run(w, events=240, crashes=3) == []
-
-
-async def test_effects_of_a_call_that_failed_are_caught(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The positive control: a call whose error is lost on its way out of the thread."""
-    in_thread = Calls._in_thread
-
-    async def lossy(self: Calls, *rest: Any) -> object:
-        try:
-            return await in_thread(self, *rest)
-        except RuntimeError:
-            return None
-
-    monkeypatch.setattr(Calls, "_in_thread", lossy)
-    for seed in range(10):
-        chaos = PlainChaos(seed)
-        w = await world(chaos.app)
-        if chaos.fail and await chaos.run(w, events=240, crashes=0):
-            return
-    raise AssertionError("not caught")
 
 
 # ---- order and concurrency ----

@@ -6,8 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from tests.subscriptions.test_batches import number
-from tests.subscriptions.test_engine import keys_in, of_key
+from tests.subscriptions.keys import keys_in, number, of_key
 from tests.subscriptions.world import Left, Make, World
 
 from everlog import App, Delivery

@@ -45,9 +45,7 @@ def restore(
     settings = settings_from(log_url=log_url, store_url=store_url)
     if app is None:
         if backup is None:
-            raise CommandRefused(
-                "say which app is to go on (everlog restore APP), or which backup of the log to put back (--from FILE)"
-            )
+            raise typer.BadParameter("expected the APP that is to go on, or a backup of the log to put back (--from FILE)")
         asyncio.run(_restore_log(settings, backup.absolute(), is_sure=is_sure))
     elif backup is None:
         asyncio.run(_go_on(settings, app, is_sure=is_sure))
