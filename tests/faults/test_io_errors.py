@@ -45,7 +45,32 @@ async def test_a_read_that_fails_is_an_error_of_ours_and_work_goes_on(which: str
     assert [one.case for one in found if not one.runs] == []
 
 
+async def found_while_opening(folder: Path, which: str, *bug: str) -> Sequence[Found]:
+    source = str(Path(everlog.__file__).parents[1])
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.faults.io_opening", which, str(folder), *bug,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([source, str(ROOT)])},
+    )  # fmt: skip
+    said, errors = await child.communicate()
+    assert child.returncode == 0, errors.decode()[-3_000:]
+    return [Found(*one) for one in json.loads(said)]
+
+
+@pytest.mark.parametrize("which", ["log", "store"])
+async def test_a_call_that_fails_while_a_file_is_opened_is_told_and_the_file_stays_as_it_is(which: str, tmp_path: Path) -> None:
+    found = await found_while_opening(tmp_path, which)
+    assert [one for one in found if one.faults] == []
+    assert [one.case for one in found if not one.runs] == []
+
+
 # ---- positive controls ----
+
+
+@pytest.mark.parametrize("which", ["log", "store"])
+async def test_a_file_that_is_taken_for_new_because_it_could_not_be_opened_is_caught(which: str, tmp_path: Path) -> None:
+    found = await found_while_opening(tmp_path, which, "takes it for new")
+    assert [one for one in found if one.faults] != []
 
 
 @pytest.mark.parametrize("bug", ["tells what it has not committed", "builds on what was not synced"])

@@ -14,7 +14,7 @@ from tests.subscriptions.world import PARTITIONS, Left, Make, Out, Right, left
 
 from everlog import App, Delivery, Event, Retry, Tx
 from everlog.contracts.topic import Topic
-from everlog.errors import StartRefused
+from everlog.errors import FileUnreadable, StartRefused
 from everlog.store import Cause, Held, Slot, Unit
 
 FAST = Delivery(start="beginning")
@@ -102,6 +102,36 @@ async def test_a_retry_waits_for_its_time(world: Make, monkeypatch: pytest.Monke
     gaps = [later - earlier for earlier, later in pairwise(at)]
     for gap, expected in zip(gaps, [7.92, 15.84, 19.8, 19.8, 19.8], strict=True):
         assert expected <= gap <= expected + 1
+
+
+async def test_a_held_event_that_cannot_be_read_just_now_is_tried_again(
+    world: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("app", delivery=Delivery(start="beginning", on_error={Exception: Retry(attempts=9, first_s=1, most_s=1)}))
+    calls: list[int] = []
+
+    @app.on(Left)
+    async def handle(event: Left) -> None:
+        calls.append(event.n)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+
+    w = await world(app)
+    held = w.store.held
+    failures = iter([FileUnreadable("the disk does not answer")] * 3)
+
+    async def unreadable(*args: object, **named: int) -> Sequence[Held]:
+        for error in failures:
+            raise error
+        return await held(*cast("Any", args), **named)
+
+    monkeypatch.setattr(w.store, "held", unreadable)
+    await w.client.publish(Left("a", 1), Left("a", 2), Left("b", 3))
+    await w.start()
+    await w.settle(step_s=0.5)
+    assert sorted(calls) == [1, 1, 2, 3]
+    assert of_key([("a", n) for n in calls if n != 3], "a") == [1, 1, 2]
+    assert caplog.text.count("is looked at again in 1 s") == 3
 
 
 async def test_a_clock_set_back_does_not_delay_a_retry_beyond_the_longest_pause(world: Make) -> None:

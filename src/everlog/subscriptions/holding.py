@@ -6,7 +6,7 @@ import logging
 import random
 from typing import Any, Final, Literal, Protocol, cast
 
-from everlog.errors import EventRefused, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
+from everlog.errors import EventRefused, FileUnreadable, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
 from everlog.position import Offset
 from everlog.record import StoredRecord
 from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
@@ -28,6 +28,8 @@ from everlog.subscriptions.worker import Worker
 ROOM: Final = Room(records=100_000, size_bytes=1 << 30)
 """How much a subscription may hold. At the bound its slots stop, and nothing is dropped."""
 
+_UNREADABLE_S: Final = 1.0
+"""How long to wait for a disk that does not answer."""
 _OWN_FAULTS: Final = (HandlerKilled, HandlerExited, TxRefused, TxClosed, EventRefused, SqlRefused)
 """What no outage makes a handler do."""
 
@@ -233,7 +235,14 @@ class Holding:
         lane.due_us = None
         while lane.work.is_open:
             on_their_way = lane.uncommitted  # before the look: what is committed during it may not be in the answer
-            rows = await self._store.held(lane.work.slot, lane.key)
+            try:
+                rows = await self._store.held(lane.work.slot, lane.key)
+            except FileUnreadable as error:
+                _logger.error(
+                    "%s: key %r waits, and is looked at again in %g s: %s", self._prefix, lane.key, _UNREADABLE_S, error
+                )
+                self._lanes.set_due(lane, self._clock.wall_us() + round(_UNREADABLE_S * 1e6))
+                return
             if rows:
                 if self._is_parked(rows[0]):
                     return
