@@ -120,10 +120,10 @@ async def test_a_held_event_that_cannot_be_read_just_now_is_tried_again(
     held = w.store.held
     failures = iter([FileUnreadable("the disk does not answer")] * 3)
 
-    async def unreadable(*args: object, **named: int) -> Sequence[Held]:
+    async def unreadable(slot: Slot, key: str, *, after: int = 0, limit: int = 1) -> Sequence[Held]:
         for error in failures:
             raise error
-        return await held(*cast("Any", args), **named)
+        return await held(slot, key, after=after, limit=limit)
 
     monkeypatch.setattr(w.store, "held", unreadable)
     await w.client.publish(Left("a", 1), Left("a", 2), Left("b", 3))
