@@ -188,7 +188,8 @@ def _ends_soon(threads: int) -> bool:
 
 def _take_it_for_new() -> None:
     """The seeded bug: a file that cannot be read is set aside, and a new one takes its place."""
-    open_it = database.Database.open
+    any_database: Any = database.Database
+    open_it = any_database.open
 
     async def anyway(self: Any) -> None:
         try:
@@ -197,7 +198,7 @@ def _take_it_for_new() -> None:
             shutil.move(self.path, f"{self.path}.away")
             raise
 
-    database.Database.open = anyway  # type: ignore[method-assign]
+    any_database.open = anyway
 
 
 async def main(arguments: Sequence[str]) -> None:
