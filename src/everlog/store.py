@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
@@ -331,6 +331,19 @@ class Attempt(msgspec.Struct, frozen=True):
     """A held record instead: its key, its id, and its attempts so far."""
 
 
+class Muted(msgspec.Struct, frozen=True):
+    """Records whose events are handled again and whose handlers' events were published before: those up to `through`, without `but`."""
+
+    where: TopicPartition
+    through: Offset
+    but: Sequence[Offset] = ()
+    """Offsets, ascending."""
+
+    def has(self, offset: Offset) -> bool:
+        """Tell whether what a handler publishes for this record was published before."""
+        return offset <= self.through and offset not in self.but
+
+
 class SlotState(msgspec.Struct, frozen=True):
     """Where a slot stands."""
 
@@ -338,6 +351,27 @@ class SlotState(msgspec.Struct, frozen=True):
     held: Sequence[HeldKey]
     attempt: Attempt | None = None
     """What was attempted when the slot was last worked on, and did not end."""
+    generation: int = 1
+    """Of the subscription."""
+    muted: Sequence[Muted] = ()
+    """What a replay does not publish again."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """What a subscription is to handle again.
+
+    Attributes:
+        subscription: Its name.
+        after: Behind which offset each topic partition begins; others go on where they stand.
+        rebuilds: A replay: state begins empty, and what was published for these records is not published again. Without it a rewind: the same
+            events once more, over the state of today, and all that their handlers publish.
+        keep_state: A replay begins with the state of today.
+    """
+
+    subscription: str
+    after: Mapping[TopicPartition, Offset]
+    rebuilds: bool
+    keep_state: bool = False
 
 
 class SubscriptionStatus(msgspec.Struct, frozen=True):
@@ -698,6 +732,26 @@ class Store(Protocol):
         Raises:
             CommandRefused: A live member works on the store, or the number is not above that of the last one. Nothing was changed.
         """
+        ...
+
+    async def start_again(self, again: Again, reset: Callable[[Section], Awaitable[None]] | None = None) -> int:
+        """Have a subscription handle events again, in one transaction; return its generation from then on.
+
+        Whoever works on the subscription is fenced: nothing of what is in flight is committed. Records behind `again.after` that are held
+        are forgotten, since they are handled again. Of a replay, the state of the old generation is shown to nobody any more, and `collect`
+        removes it.
+
+        Args:
+            again: What.
+            reset: Runs statements of the app's own in the same transaction; what it raises changes nothing.
+
+        Raises:
+            CommandRefused: The subscription is not stored, or stands before where it is to go back to. Nothing was changed.
+        """
+        ...
+
+    async def collect(self, *, limit: int = 1_000) -> int:
+        """Remove up to so many rows of state of former generations; return how many were there."""
         ...
 
     async def status(self) -> StoreStatus:

@@ -23,6 +23,7 @@ from everlog.position import Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
 from everlog.store import (
     RELAY,
+    Again,
     AppSpec,
     Attempt,
     Cause,
@@ -88,6 +89,8 @@ async def owning(store: Store) -> Lease:
 async def filled(store: Store) -> Lease:
     """Put a row into every table."""
     await store.reincarnate(Incarnation(2, [("t", "sent before")]))
+    await store.begin("a", [Progress(TopicPartition("t", 0), Offset(0))])
+    await store.start_again(Again("a", {}, rebuilds=True))
     lease = await owning(store)
     relay = await store.acquire(RELAY)
     assert relay is not None

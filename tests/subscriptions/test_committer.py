@@ -10,7 +10,7 @@ import pytest
 
 from everlog.errors import SqlTimeout, StoreReadOnly
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Outcome, Progress, Slot, Store, Unit
+from everlog.store import Lease, Outcome, Progress, Slot, SlotState, Store, Unit
 from everlog.subscriptions.committer import GROUP_BYTES, GROUP_UNITS, Committer, Pending
 from everlog.subscriptions.progress import SlotWork
 from everlog.testing.clock import ManualClock
@@ -59,7 +59,7 @@ class Bench:
         self.store = FakeStore()
         self.clock = ManualClock()
         self.committer = Committer(cast("Store", self.store), self.clock, lambda work, _: [Progress(WHERE, Offset(0))])
-        self.works = [SlotWork(Lease(Slot("a", number), 1, 1), []) for number in range(2)]
+        self.works = [SlotWork(Lease(Slot("a", number), 1, 1), SlotState([], [])) for number in range(2)]
         self.told: list[tuple[int, Outcome]] = []
         self.version = 0
 
@@ -190,7 +190,7 @@ async def test_units_of_a_slot_that_was_lost_are_void_even_when_it_is_ours_again
     await turns()
     old = bench.put(work=bench.works[0]).outcome()
     bench.works[0].is_ours = False
-    again = SlotWork(Lease(Slot("a", 0), 2, 1), [])
+    again = SlotWork(Lease(Slot("a", 0), 2, 1), SlotState([], []))
     new = bench.put(work=again).outcome()
     bench.store.gate.set()
     assert await old is Outcome.FENCED

@@ -12,7 +12,7 @@ from everlog import App
 from everlog.codec import Batch, Chunk, ProducerRun, encode_chunk
 from everlog.position import BEGINNING, Offset, TopicPartition
 from everlog.record import NewRecord
-from everlog.store import Lease, Progress, Slot
+from everlog.store import Lease, Progress, Slot, SlotState
 from everlog.subscriptions.feed import Feed
 from everlog.subscriptions.progress import SlotWork
 
@@ -68,7 +68,7 @@ def _feed(reader: Endless, *, most: int) -> Feed:
         lost=_never_lost,
         changed=lambda _: None,
     )
-    feed.open(SlotWork(Lease(Slot("app", 0), 1, 1), [Progress(WHERE, BEGINNING)]))
+    feed.open(SlotWork(Lease(Slot("app", 0), 1, 1), SlotState([Progress(WHERE, BEGINNING)], [])))
     return feed
 
 

@@ -37,6 +37,10 @@ class NoCall:
     def records(self) -> Sequence[Record[Any]]:
         raise AssertionError
 
+    @property
+    def is_replayed(self) -> bool:
+        raise NotImplementedError
+
 
 def _no_statements() -> Exclusive:
     raise AssertionError

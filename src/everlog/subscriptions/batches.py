@@ -79,7 +79,7 @@ class Batches:
     async def run(self, me: Worker, work: SlotWork, group: Sequence[Waiting]) -> None:
         """Run a batch as one unit; one that fails is halved until the bad event is alone, whose key is then blocked."""
         is_probe = self._host.is_paused and len(group) == 1  # a larger one was taken just before the pause
-        segments: list[tuple[Sequence[Waiting], Exception | None]] = [(group, None)]
+        segments: list[tuple[Sequence[Waiting], Exception | None]] = [(part, None) for part in reversed(_parts(group))]
         conflicts = 0
         while segments:
             if self._host.is_closing(work):  # what is left is stored as unfinished
@@ -185,6 +185,18 @@ class Batches:
 
 
 _run: Final = attrgetter("run")
+
+
+def _parts(group: Sequence[Waiting]) -> Sequence[Sequence[Waiting]]:
+    """Return a batch in parts, each of which a replay publishes nothing of, or all."""
+    if all(waiting.run.partition.muted is None for waiting in group):  # as nearly always
+        return [group]
+    return [list(part) for _, part in groupby(group, key=_is_muted)]
+
+
+def _is_muted(waiting: Waiting) -> bool:
+    muted = waiting.run.partition.muted
+    return muted is not None and muted.has(waiting.run.chunk.offset(waiting.index))
 
 
 def _poison(error: Exception, count: int) -> int | None:

@@ -13,13 +13,13 @@ from everlog.contracts.record import Record
 from everlog.errors import TxRefused
 from everlog.position import Position, TopicPartition
 from everlog.record import StoredRecord
-from everlog.store import Attempt
+from everlog.store import Attempt, Muted
 
 
 class Call:
     """What `tx` needs to know of the record that is handled. Builds it when it is asked for, and not for every event."""
 
-    __slots__ = ("_chunk", "_contract", "_event", "_held", "_index", "_log", "_prefix", "_stored")
+    __slots__ = ("_chunk", "_contract", "_event", "_held", "_index", "_log", "_prefix", "_stored", "muted")
 
     def __init__(
         self,
@@ -53,6 +53,16 @@ class Call:
         self._index = index
         self._stored = stored
         self._held = held
+        self.muted: Muted | None = None
+        """What a replay does not publish again of its partition."""
+
+    @property
+    def is_replayed(self) -> bool:
+        """What its handler publishes was published before."""
+        if self.muted is None:
+            return False
+        offset = self._chunk.offset(self._index) if self._chunk is not None else self.stored().offset
+        return self.muted.has(offset)
 
     def stored(self) -> StoredRecord:
         """Return the raw record."""
@@ -112,6 +122,11 @@ class BatchCall:
         if self._made is None:
             self._made = self._make()
         return self._made
+
+    @property
+    def is_replayed(self) -> bool:
+        """What its handler publishes was published before: so it is of all of its records, or of none."""
+        return self._calls[0].is_replayed
 
     def stored(self) -> StoredRecord:
         """Return the first raw record: what is published without a cause follows from it."""

@@ -57,6 +57,7 @@ class Engine:
         self.declaration = declaration
         self._around = around
         self._committer = around.committer
+        self._units = units
         self._prefix = f"{around.app}/{declaration.name}"
         self._works: dict[int, SlotWork] = {}
         reader = around.log.reader({})
@@ -100,7 +101,8 @@ class Engine:
             state: Where it stands.
             heads: Where the log ends now, if the former owner did not give it back: up to there caution is needed.
         """
-        work = self._works[lease.slot.number] = SlotWork(lease, state.progress)
+        work = self._works[lease.slot.number] = SlotWork(lease, state)
+        self._units.generation = state.generation
         for held in state.held:
             lane = self._lanes.lane(held.key, work)
             lane.held = held.records
@@ -129,7 +131,9 @@ class Engine:
     def lose_slot(self, work: SlotWork) -> None:
         """Another process owns the slot: what is in flight here is never committed."""
         if work.is_ours:
-            _logger.warning("%s: slot %d is owned by another process now", self._prefix, work.slot.number)
+            _logger.warning(
+                "%s: slot %d is not ours any more: another process owns it, or a replay has begun", self._prefix, work.slot.number
+            )
             work.is_ours = False
             self.stop_taking(work)
             self._forget(work)

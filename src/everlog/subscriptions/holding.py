@@ -7,7 +7,7 @@ import random
 from typing import Any, Final, Literal, Protocol, cast
 
 from everlog.errors import EventRefused, FileUnreadable, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
-from everlog.position import Offset
+from everlog.position import Offset, TopicPartition
 from everlog.record import StoredRecord
 from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
 from everlog.subscriptions.call import Call
@@ -330,8 +330,14 @@ class Holding:
         try:
             branch, event = self._read(held.record)
             call = Call(
-                self._prefix, self._log, branch.contract, event, stored=held.record, held=(lane.key, held.id, held.attempts)
+                self._prefix,
+                self._log,
+                branch.contract,
+                event,
+                stored=held.record,
+                held=(lane.key, held.id, held.attempts),
             )
+            call.muted = lane.work.muted(TopicPartition(held.record.topic, held.record.partition))
             tx, result = await self._host.invoke(me, branch, event, call, lane.work)
             if tx is not None and self._overlay.is_doomed(tx.reads, tx.scans):
                 tx.abandon()

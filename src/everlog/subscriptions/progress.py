@@ -9,7 +9,7 @@ from typing import Final
 
 from everlog.codec import Chunk
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Progress, Slot
+from everlog.store import Lease, Muted, Progress, Slot, SlotState
 from everlog.subscriptions.inbox import Inbox
 from everlog.subscriptions.run import Run
 
@@ -20,8 +20,10 @@ READ_AHEAD_RECORDS: Final = 10_000
 class PartitionProgress:
     """One partition: everything up to what was taken is finished, but for what is `open`."""
 
-    def __init__(self, stored: Progress) -> None:
+    def __init__(self, stored: Progress, muted: Muted | None = None) -> None:
         self.where = stored.where
+        self.muted = muted
+        """What a replay does not publish again; ``None`` where none is under way."""
         self.through = stored.through
         """The end of the last run that was taken whole."""
         self.resume_through = stored.through
@@ -139,10 +141,13 @@ class PartitionProgress:
 class SlotWork:
     """A slot that this process owns: its lease, and where its partitions stand."""
 
-    def __init__(self, lease: Lease, progress: Sequence[Progress]) -> None:
+    def __init__(self, lease: Lease, state: SlotState) -> None:
         self.lease = lease
         self.slot: Slot = lease.slot
-        self.partitions: Mapping[TopicPartition, PartitionProgress] = {p.where: PartitionProgress(p) for p in progress}
+        muted = {one.where: one for one in state.muted}
+        self.partitions: Mapping[TopicPartition, PartitionProgress] = {
+            one.where: PartitionProgress(one, muted.get(one.where)) for one in state.progress
+        }
         self.is_ours = True
         """The lease was not lost."""
         self.is_open = True
@@ -155,6 +160,11 @@ class SlotWork:
         """Set once nothing of it is left."""
         self.full_since_s: float | None = None
         """Since when it takes nothing because the subscription holds as much as it may, as monotonic time."""
+
+    def muted(self, where: TopicPartition) -> Muted | None:
+        """Return what a replay does not publish again of a partition; ``None`` where none is under way."""
+        partition = self.partitions.get(where)
+        return None if partition is None else partition.muted
 
     def done(self, where: TopicPartition, offset: Offset) -> None:
         """Note that a record of the group that is run now is finished."""

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from everlog.clock import Clock
 from everlog.errors import LeaseLost
 from everlog.log import Log
@@ -71,7 +73,7 @@ class Slots:
                 await self._store.release(work.lease)
         survey = await self._store.survey(name)
         for number, work in list(self._engine.works.items()):
-            if survey.owners.get(number) != self._member and survey.owners.get(number) is not None:
+            if survey.owners.get(number) != self._member:  # another's, or nobody's since a replay began
                 self._engine.lose_slot(work)
         # What the store gives to this member and nobody here works on was lost on the way: else it would stand still for as long as we live.
         lost = [number for number, owner in survey.owners.items() if owner == self._member and number not in self._engine.works]
@@ -123,4 +125,4 @@ class Slots:
                 pass_or_stop(self._engine.declaration, where, partition.start, first)
             unfinished = [offset for offset in one.unfinished if offset > first]
             progress.append(Progress(where, max(one.through, first), unfinished, one.dedupe))
-        return SlotState(progress, state.held, state.attempt)
+        return msgspec.structs.replace(state, progress=progress)

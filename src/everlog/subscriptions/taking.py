@@ -242,7 +242,9 @@ class Taking:
 
     def call(self, branch: Branch, event: object, run: Run, index: int) -> Call:
         """Return the call of a handler for a record."""
-        return Call(self._prefix, self._log, branch.contract, event, chunk=run.chunk, index=index)
+        call = Call(self._prefix, self._log, branch.contract, event, chunk=run.chunk, index=index)
+        call.muted = run.partition.muted
+        return call
 
     def _put(
         self, run: Run, index: int, event: object, branch: Branch, call: Call | None, tx: Tx[Any] | None, result: object

@@ -39,6 +39,11 @@ class Call(Protocol):
         """The same text each time this event is handled by this subscription."""
         ...
 
+    @property
+    def is_replayed(self) -> bool:
+        """What its handler publishes was published before."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TxContext(Generic[R]):
@@ -106,8 +111,8 @@ class Tx(Generic[R]):
 
     @property
     def replaying(self) -> bool:
-        """Whether this is a replay, in which what was published before is not published again."""
-        return False
+        """Whether this event was handled before a replay: what the handler publishes is not published again."""
+        return self._call.is_replayed
 
     @property
     def idempotency_key(self) -> str:

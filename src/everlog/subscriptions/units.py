@@ -42,11 +42,22 @@ class Units:
         clock: Clock,
     ) -> None:
         self._app = app
-        self._prefix = f"{app}\x1f{subscription}\x1f{generation}\x1f"
+        self._subscription = subscription
+        self.generation = generation
         self._versions = versions
         self._overlay = overlay
         self._clock = clock
         self._spread = itertools.count()
+
+    @property
+    def generation(self) -> int:
+        """The generation of the subscription, which a replay raises."""
+        return self._generation
+
+    @generation.setter
+    def generation(self, number: int) -> None:
+        self._generation = number
+        self._prefix = f"{self._app}\x1f{self._subscription}\x1f{number}\x1f"
 
     def make(
         self,
@@ -76,7 +87,8 @@ class Units:
         if tx is not None:
             unit.reads, unit.scans, unit.writes, sums = tx.reads, tx.scans, tx.writes, tx.sums()
         if outgoing:
-            unit.emits = self._emits(outgoing, call)
+            emits = self._emits(outgoing, call)  # a replay refuses what the first run would have refused
+            unit.emits = [] if call.is_replayed else emits
         unit.size = sum(_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits)
         unit.size += sum(_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values())
         self._overlay.apply(unit, sums)

@@ -16,6 +16,7 @@ from everlog.conformance.store import (
     passing,
     progressing,
     reincarnating,
+    repeating,
     sending,
     stating,
 )
@@ -39,5 +40,6 @@ def cases() -> Sequence[Case[StoreUnderTest]]:
         lasting,
         copying,
         reincarnating,
+        repeating,
     )
     return [case for module in modules for case in cases_of(module)]

@@ -17,7 +17,7 @@ from everlog.stores.sqlite.names import names
 from everlog.stores.sqlite.outbox import start_anew
 
 _FIRST_GENERATION = 1
-_OF_A_SUBSCRIPTION = ("state", "owned", "progress", "held", "holding", "request", "timer", "lease", "attempt", "skipped")
+_OF_A_SUBSCRIPTION = ("state", "owned", "progress", "muted", "held", "holding", "request", "timer", "lease", "attempt", "skipped")
 
 
 def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Container[str]) -> Registered:

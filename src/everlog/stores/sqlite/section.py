@@ -194,13 +194,13 @@ class SqliteSection:
                 raise SqlRefused(
                     f"parameter {number} of tx.sql is a {type(parameter).__name__}: expected None, int, float, str or bytes"
                 )
-        return await self._do(lambda connection: self._executed(connection, query, parameters))
+        return await self.do(lambda connection: self._executed(connection, query, parameters))
 
     async def read(self, keys: Sequence[StateKey]) -> Sequence[Versioned]:
-        return await self._do(lambda connection: rows.read(connection, names(connection), keys))
+        return await self.do(lambda connection: rows.read(connection, names(connection), keys))
 
     async def scan(self, state: str, prefix: str) -> Sequence[tuple[str, Versioned]]:
-        return await self._do(lambda connection: rows.scan(connection, names(connection), state, prefix))
+        return await self.do(lambda connection: rows.scan(connection, names(connection), state, prefix))
 
     async def undo(self) -> None:
         def undone(connection: apsw.Connection) -> None:
@@ -223,7 +223,7 @@ class SqliteSection:
         def applied(connection: apsw.Connection) -> Sequence[Outcome]:
             return commit(connection, units, leases, progress, now_us=self._wall_us())
 
-        return await self._do(applied)
+        return await self.do(applied)
 
     async def commit(self) -> None:
         self._keeps = True
@@ -235,7 +235,8 @@ class SqliteSection:
         with suppress(EverlogError):
             await asyncio.shield(self._committed)
 
-    async def _do(self, function: Callable[[apsw.Connection], T]) -> T:
+    async def do(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Run a function of ours inside the transaction, and return what it returned."""
         done: asyncio.Future[T] = self._loop.create_future()
         self._post(function, done)
         try:

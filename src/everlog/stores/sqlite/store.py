@@ -7,7 +7,7 @@ the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from everlog.errors import Closed, EverlogError, FileDamaged, StoreError, StoreR
 from everlog.position import Offset, TopicPartition
 from everlog.store import (
     RELAY,
+    Again,
     AppSpec,
     Attempt,
     Held,
@@ -39,6 +40,7 @@ from everlog.store import (
     Progress,
     Registered,
     Request,
+    Section,
     Skipped,
     Slot,
     SlotState,
@@ -52,6 +54,7 @@ from everlog.store import (
     Versioned,
 )
 from everlog.stores.sqlite import held, leases, outbox, register, rows
+from everlog.stores.sqlite.again import collect, muted_of, start_again
 from everlog.stores.sqlite.check import problems
 from everlog.stores.sqlite.commit import commit
 from everlog.stores.sqlite.names import Names, names
@@ -61,6 +64,8 @@ from everlog.stores.sqlite.tables import STORE
 T = TypeVar("T")
 
 _ALL: Final = -1  # as SQLite's LIMIT
+_RESET_S: Final = 60.0
+"""How long an app may take to empty its own tables before a replay."""
 _SMALL_BYTES: Final = 512
 """About what a job writes that is not a commit of units."""
 _decode_offsets: Final = msgspec.msgpack.Decoder(list[Offset]).decode
@@ -223,10 +228,18 @@ class SqliteStore:
     async def load(self, lease: Lease) -> SlotState:
         with self._snapshot() as connection:
             leases.check(connection, lease, lease.slot)
+            self._names = None  # a replay may have begun since the last slot was taken
             if lease.slot == RELAY:
                 return SlotState((), ())
             progress = _progress(connection, lease.slot.subscription, lease.slot.number)
-            return SlotState(progress, held.keys(connection, lease.slot, None, _ALL), leases.attempted(connection, lease.slot))
+            name, number = lease.slot
+            return SlotState(
+                progress,
+                held.keys(connection, lease.slot, None, _ALL),
+                leases.attempted(connection, lease.slot),
+                names(connection).generation(name),
+                muted_of(connection, name, number),
+            )
 
     async def attempt(self, lease: Lease, attempt: Attempt | None) -> None:
         await self._write(lambda connection: leases.attempt(connection, lease, attempt))
@@ -238,6 +251,7 @@ class SqliteStore:
         return self._database.do(Job(accused, _SMALL_BYTES), within_s)
 
     async def section(self) -> SqliteSection:
+        self._names = None  # its conflicts do not come by `commit`
         section = SqliteSection(self._database.waiting, self._clock.wall_us)
         section.begin(self._write(section.serve, is_alone=True))
         await section.opened()
@@ -257,9 +271,12 @@ class SqliteStore:
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         size = _SMALL_BYTES + sum(unit.size for unit in units)
-        return await self._write(
+        outcomes = await self._write(
             lambda connection: commit(connection, units, leases, progress, now_us=self._clock.wall_us()), size=size
         )
+        if Outcome.CONFLICT in outcomes:
+            self._names = None  # perhaps what it read belongs to a generation that a replay has ended
+        return outcomes
 
     # ---- held records ----
 
@@ -345,6 +362,26 @@ class SqliteStore:
         self._names = None
         await self._write(lambda connection: register.reincarnate(connection, new, self._now()))
         self.incarnation = new.number
+
+    # ---- once more ----
+
+    async def start_again(self, again: Again, reset: Callable[[Section], Awaitable[None]] | None = None) -> int:
+        self._names = None
+        if reset is None:
+            return await self._write(lambda connection: start_again(connection, again))
+        section = await self.section()
+        try:
+            await section.mark(within_s=_RESET_S)
+            await reset(section)
+            generation = await section.do(lambda connection: start_again(connection, again))
+            await section.keep()
+            await section.commit()
+        finally:
+            await section.roll_back()
+        return generation
+
+    async def collect(self, *, limit: int = 1_000) -> int:
+        return await self._write(lambda connection: collect(connection, limit))
 
     # ---- the whole ----
 

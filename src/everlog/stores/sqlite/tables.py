@@ -3,6 +3,7 @@
     meta ──── one row: who the store is, whose it is, the next numbers
     subscription ─┬─ owned ──── state        what handlers remember, by generation
                   ├─ progress                 how far each topic partition is handled
+                  ├─ muted                    up to where a replay publishes nothing again
                   ├─ held ◄── request         events whose key is blocked or parked; `holding` counts them
                   ├─ timer · attempt · skipped
                   └─ lease ──► member         who works on which slot
@@ -49,6 +50,13 @@ CREATE TABLE progress (
     unfinished BLOB NOT NULL,  -- MessagePack: offsets, ascending
     dedupe BLOB NOT NULL,
     PRIMARY KEY (subscription, generation, partition, topic)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE muted (
+    subscription TEXT NOT NULL, generation INTEGER NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,
+    through INTEGER NOT NULL,
+    but BLOB NOT NULL,  -- MessagePack: offsets, ascending
+    PRIMARY KEY (subscription, topic, partition)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE held (
@@ -126,4 +134,4 @@ CREATE TABLE skipped (
 """
 )
 
-STORE: Final = Kind("store", application_id=0x45565354, version=2, tables=_TABLES)  # "EVST"
+STORE: Final = Kind("store", application_id=0x45565354, version=3, tables=_TABLES)  # "EVST"
