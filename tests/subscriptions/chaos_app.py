@@ -10,6 +10,8 @@ from tests.subscriptions.chaos import Outcome, Sent, faults, group_of, read_rows
 from tests.subscriptions.world import DEADLINE_S, Left, Out, Right, World, out
 
 from everlog import App, Delivery, Retry, Tx
+from everlog.position import BEGINNING
+from everlog.store import Again
 
 RETRY = Retry(attempts=1_000_000, first_s=0.05, most_s=0.2)
 
@@ -17,8 +19,15 @@ RETRY = Retry(attempts=1_000_000, first_s=0.05, most_s=0.2)
 class Chaos:
     """An app whose handlers do what the dice say, and a record of what ran when."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, replays: bool = False) -> None:
+        """Make the app.
+
+        Args:
+            seed: Of the dice.
+            replays: Now and then everything is handled again from the beginning.
+        """
         self.dice = random.Random(seed)
+        self.replays = replays
         self.concurrency = self.dice.choice((1, 2, 5, 64))
         self.fail = self.dice.choice((0.0, 0.02, 0.1))
         self.suspend = self.dice.choice((0.0, 0.3, 0.9))
@@ -92,6 +101,10 @@ class Chaos:
                 await w.client.publish(*batch)
                 sent.extend(Sent("left" if isinstance(event, Left) else "right", event.key, event.n) for event in batch)
             await w.start()
+            if self.replays:
+                for _ in range(dice.choice((3, 30, 100, 400))):
+                    await asyncio.sleep(0)
+                await self.replay(w)
             if burst < bursts - 1:
                 for _ in range(dice.choice((3, 30, 100, 400))):
                     await asyncio.sleep(0)
@@ -107,6 +120,11 @@ class Chaos:
             wrong.append(f"two events of a key at once: {self.overlaps[:5]}")
         wrong.extend(w.store.unfinished_again)
         return wrong
+
+    async def replay(self, w: World) -> None:
+        """Have everything handled again, from the beginning and with empty state."""
+        after = {one.where: BEGINNING for stood in (await w.store.status()).subscriptions for one in stood.progress}
+        await w.store.start_again(Again("app", after, rebuilds=True))
 
     async def finish(self, w: World) -> None:
         async with asyncio.timeout(DEADLINE_S):

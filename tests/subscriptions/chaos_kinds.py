@@ -105,8 +105,8 @@ class PlainChaos(Chaos):
 class SqlChaos(Chaos):
     """Handlers that write lines of their own when the dice say so, and note in their state that they did."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int, *, replays: bool = False) -> None:
+        super().__init__(seed, replays=replays)
         self.use = self.dice.choice((0.1, 0.5, 1.0))
         self.used = self.app.state("used/1", list[int])
 

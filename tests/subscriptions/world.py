@@ -23,7 +23,21 @@ from everlog.position import BEGINNING, Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
 from everlog.runtime import AppRuntime
 from everlog.settings import Settings
-from everlog.store import Held, Lease, Outcome, Progress, Room, Slot, StateKey, Store, StoreStatus, Unit, Versioned
+from everlog.store import (
+    Again,
+    Held,
+    Lease,
+    Outcome,
+    Progress,
+    Room,
+    Section,
+    Slot,
+    StateKey,
+    Store,
+    StoreStatus,
+    Unit,
+    Versioned,
+)
 from everlog.stores.sqlite.store import SqliteStore
 from everlog.subscriptions.engine import Engine
 from everlog.testing.clock import ManualClock
@@ -85,6 +99,7 @@ class LastingStore(SqliteStore):
         """What was stored as finished and later as unfinished: a crash would have run it twice."""
         self._stands: dict[tuple[Slot, TopicPartition], tuple[int, Offset, set[Offset]]] = {}
         self.crashed = False
+        self._last_epoch = self._void_epoch = 0
 
     async def _turns(self) -> None:
         if self._shaky is not None:
@@ -133,7 +148,7 @@ class LastingStore(SqliteStore):
         epochs = {lease.slot: lease.epoch for lease in leases}
         for slot, one in progress:
             epoch, through, unfinished = self._stands.get((slot, one.where), (0, Offset(-1), set[Offset]()))
-            if epochs[slot] < epoch:
+            if epochs[slot] < epoch or epochs[slot] <= self._void_epoch:
                 continue
             put_back = {offset for unit in failed if unit.slot == slot for where, offset in unit.finishes if where == one.where}
             now = {*one.unfinished, *put_back}
@@ -149,6 +164,18 @@ class LastingStore(SqliteStore):
             await self._write(lambda _: None)  # what was queued happens before the kill, and not when the clock has moved
         else:
             await self.leave()
+
+    async def acquire(self, slot: Slot) -> Lease | None:
+        lease = await super().acquire(slot)
+        if lease is not None:
+            self._last_epoch = max(self._last_epoch, lease.epoch)
+        return lease
+
+    async def start_again(self, again: Again, reset: Callable[[Section], Awaitable[None]] | None = None) -> int:
+        generation = await super().start_again(again, reset)
+        self._void_epoch = self._last_epoch  # what was finished under these is to be done again
+        self._stands.clear()
+        return generation
 
     async def really_close(self) -> None:
         await super().aclose()

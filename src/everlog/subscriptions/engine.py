@@ -78,6 +78,7 @@ class Engine:
         self._groups = Groups(declaration, self, parts)
         self._probing = Probing(self._prefix, declaration.name, self._outage, self._taking, self._lanes, around)
         self._is_stopping = False
+        self._lost: list[SlotWork] = []  # whose handlers may still run
 
     # ---- slots ----
 
@@ -137,6 +138,12 @@ class Engine:
             work.is_ours = False
             self.stop_taking(work)
             self._forget(work)
+            self._lost.append(work)
+
+    def may_take(self, number: int) -> bool:
+        """Tell whether a slot can be taken anew: not while a handler runs here that was begun before it was lost. Nothing of it is committed."""
+        self._lost = [work for work in self._lost if self._taking.is_at(work)]
+        return all(work.slot.number != number for work in self._lost)
 
     async def _overtaken(self, work: SlotWork, where: TopicPartition, after: Offset, first: Offset) -> bool:
         """Answer to a gap; tells whether the slot is still ours.

@@ -83,7 +83,8 @@ class Slots:
             if surplus is not None:
                 await self._engine.close_slot(surplus)
                 await self._store.release(surplus.lease)
-        taken = [number for number in sorted({*move.take, *lost}) if await self._take(Slot(name, number))]
+        wanted = [number for number in sorted({*move.take, *lost}) if self._engine.may_take(number)]
+        taken = [number for number in wanted if await self._take(Slot(name, number))]
         if taken:
             _logger.info("%s: works on slot%s %s", name, "" if len(taken) == 1 else "s", ", ".join(map(str, taken)))
         return bool(move.give or taken)

@@ -102,6 +102,10 @@ class Taking:
             self._quiet.clear()
             await self._quiet.wait()
 
+    def is_at(self, work: SlotWork) -> bool:
+        """Tell whether a handler of a slot that was lost still runs: its lanes are forgotten, and its workers know."""
+        return any(worker.work is work or (worker.run is not None and worker.run.work is work) for worker in self.workers)
+
     def _is_busy(self, work: SlotWork) -> bool:
         self.register_active()
         is_taken = any(worker.run is not None and worker.run.work is work for worker in self.workers)
