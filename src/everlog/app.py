@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,11 +18,13 @@ from everlog.settings import Settings
 from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration, ThreadBranch
 from everlog.subscriptions.delivery import Delivery
 from everlog.subscriptions.handler import Batching, make_handler
+from everlog.subscriptions.reset import Reset
 from everlog.subscriptions.state import State
 from everlog.subscriptions.tx import Tx
 
 R = DefaultTypeVar("R", default=None)
 V = TypeVar("V")
+Hook = TypeVar("Hook", bound=Reset)
 E1 = TypeVar("E1", bound=AnyEvent)
 E2 = TypeVar("E2", bound=AnyEvent)
 E3 = TypeVar("E3", bound=AnyEvent)
@@ -76,6 +79,7 @@ class Subscription(Generic[R]):
         self._delivery = delivery
         self._branches: dict[str, Branch] = {}
         self._states: dict[str, State[Any]] = {}
+        self._reset: Reset | None = None
 
     @overload
     def on(self, type1: type[E1], /) -> On[E1, R]: ...
@@ -158,9 +162,24 @@ class Subscription(Generic[R]):
         state = self._states[name] = State(name, type, subscription=self.name)
         return state
 
+    def reset(self, function: Hook) -> Hook:
+        """Have an async function of a `Tx` empty the tables that the handlers fill with `tx.sql`, when a replay begins. Return it unchanged.
+
+        Raises:
+            DeclarationError: There is one already, or it is not async.
+        """
+        if self._reset is not None:
+            raise DeclarationError(f"subscription {self.name!r} has a reset hook already: empty all its tables in that one")
+        if not inspect.iscoroutinefunction(function):
+            raise DeclarationError("expected an async function of a Tx as reset hook: async def empty(tx: Tx) -> None")
+        self._reset = function
+        return function
+
     def declaration(self) -> SubscriptionDeclaration:
         """Return what it is, frozen."""
-        return SubscriptionDeclaration(self._app, self.name, dict(self._branches), list(self._states), self._delivery)
+        return SubscriptionDeclaration(
+            self._app, self.name, dict(self._branches), list(self._states), self._delivery, self._reset
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -246,6 +265,14 @@ class App(Generic[R]):
             DeclarationError: The name has no version or is taken, or values of the type cannot be read back from JSON.
         """
         return self._main.state(name, type)
+
+    def reset(self, function: Hook) -> Hook:
+        """Have an async function empty the tables of the app's own subscription when a replay begins. See `Subscription.reset`.
+
+        Raises:
+            DeclarationError: There is one already, or it is not async.
+        """
+        return self._main.reset(function)
 
     def subscription(self, name: str, *, delivery: Delivery = Delivery()) -> Subscription[R]:  # noqa: B008 frozen
         """Return another subscription of the app, with its own progress and failures.

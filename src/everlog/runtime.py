@@ -40,6 +40,7 @@ from everlog.subscriptions.worker import IGNORED_S
 
 REPORT_EVERY_S: Final = 1.0
 RETAIN_EVERY_S: Final = 10.0
+_COLLECT_EVERY_S: Final = 0.05
 _LOOK_EVERY_S: Final = 0.05
 _TURN_EVERY_S: Final = 0.5
 _SECOND_SIGNAL_EXIT: Final = 143
@@ -330,7 +331,17 @@ class AppRuntime:
                 else:
                     if deleted:
                         _logger.info("%s: deleted %d events that their topics no longer keep", self._declaration.name, deleted)
+            if self._relay.is_ours:
+                await self._collect()
             await self._clock.sleep(RETAIN_EVERY_S)
+
+    async def _collect(self) -> None:
+        """Remove the state of generations that a replay has ended, in small steps beside the work."""
+        try:
+            while await self.store.collect():
+                await self._clock.sleep(_COLLECT_EVERY_S)
+        except StoreReadOnly as error:
+            _logger.warning("%s: the state of former generations stays for now: %s", self._declaration.name, error)
 
     def _close_engines(self) -> None:
         for engine in self._engines.values():

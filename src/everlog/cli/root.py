@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from everlog.cli.again import replay, rewind
 from everlog.cli.backup import backup
 from everlog.cli.doctor import doctor
 from everlog.cli.exits import CommandLine
@@ -45,6 +46,8 @@ app.add_typer(topics, name="topics")
 app.command("status")(status)
 app.add_typer(parked, name="parked")
 app.add_typer(skipped, name="skipped")
+app.command("replay")(replay)
+app.command("rewind")(rewind)
 app.command("retire")(retire)
 app.command("verify")(verify)
 app.command("backup")(backup)

@@ -14,6 +14,7 @@ from everlog.errors import DeclarationError
 from everlog.store import AppSpec, SubscriptionSpec
 from everlog.subscriptions.delivery import Delivery
 from everlog.subscriptions.handler import Batching, Handler
+from everlog.subscriptions.reset import Reset
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -36,6 +37,8 @@ class SubscriptionDeclaration(msgspec.Struct, frozen=True):
     """By the type's name on the wire."""
     states: Sequence[str]
     delivery: Delivery
+    reset: Reset | None = None
+    """Empties the app's own tables when a replay begins."""
 
     @property
     def topics(self) -> Sequence[Topic]:

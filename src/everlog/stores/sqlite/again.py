@@ -139,6 +139,12 @@ def muted_of(connection: apsw.Connection, name: str, partition: int | None = Non
     return [Muted(TopicPartition(topic, number), Offset(through), _decode_offsets(but)) for topic, number, through, but in rows]
 
 
+def has_former(connection: apsw.Connection) -> bool:
+    """Tell whether there is state of a former generation."""
+    sql = "SELECT 1 FROM subscription AS o JOIN state AS s ON s.subscription = o.name AND s.generation < o.generation LIMIT 1"
+    return first_of(connection, sql) is not None
+
+
 def collect(connection: apsw.Connection, limit: int) -> int:
     """Carry out `Store.collect` inside the transaction of its group."""
     connection.execute(

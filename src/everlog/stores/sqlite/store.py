@@ -54,7 +54,7 @@ from everlog.store import (
     Versioned,
 )
 from everlog.stores.sqlite import held, leases, outbox, register, rows
-from everlog.stores.sqlite.again import collect, muted_of, start_again
+from everlog.stores.sqlite.again import collect, has_former, muted_of, start_again
 from everlog.stores.sqlite.check import problems
 from everlog.stores.sqlite.commit import commit
 from everlog.stores.sqlite.names import Names, names
@@ -381,6 +381,9 @@ class SqliteStore:
         return generation
 
     async def collect(self, *, limit: int = 1_000) -> int:
+        with self._database.reading() as connection:
+            if not has_former(connection):  # as nearly always: no commit for nothing
+                return 0
         return await self._write(lambda connection: collect(connection, limit))
 
     # ---- the whole ----
