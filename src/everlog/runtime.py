@@ -14,17 +14,17 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, FileUnreadable, LeaseLost, StoreReadOnly
+from everlog.errors import EverlogError, FileUnreadable, LeaseLost, StoreReadOnly, WrongLog
 from everlog.log import Log
 from everlog.position import Offset, TopicPartition
-from everlog.settings import Settings, open_log, open_store, resolve, shown
+from everlog.settings import Settings, is_missing, open_log, open_store, resolve, shown
 from everlog.store import Landmark, Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.careful import Careful
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.declaration import AppDeclaration
 from everlog.subscriptions.engine import Engine
 from everlog.subscriptions.feed import READ_AHEAD_BYTES
-from everlog.subscriptions.fit import landmarks_of
+from everlog.subscriptions.fit import handled_by, landmarks_of
 from everlog.subscriptions.mending import tell
 from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
@@ -164,12 +164,6 @@ class AppRuntime:
             if not settings.accept_new_store:
                 check_replaced(declaration.name, store, {declaration.name: str(fit.replaced)})
             await tell(declaration.name, log, store, self._clock)  # now, so that it is accepted once
-        for one in fit.reported:
-            _logger.warning(
-                "%s: subscription %s has handled %s/%d up to offset %d before, and its store says %d: it is an older one, and what came "
-                "since is handled again",
-                *(declaration.name, one.subscription, *one.where, one.reported, one.through),
-            )
         stored = {subscription.name: subscription for subscription in fit.status.subscriptions}
         for subscription in declaration.subscriptions:
             await begin(log, store, subscription, stored.get(subscription.name))
@@ -312,7 +306,7 @@ class AppRuntime:
         if self.store.features.durability == "memory":
             return
         try:
-            landmarks = await landmarks_of(self._log, status, self._landmarks)
+            landmarks = await landmarks_of(self._log, handled_by(status), self._landmarks)
             if landmarks:
                 await self.store.keep_landmarks(landmarks)
         except EverlogError as error:
@@ -411,6 +405,7 @@ async def run_apps(
     clock = clock or SystemClock()
     stop = asyncio.Event()
     with _signals(stop, second_ends=second_signal_ends):
+        await _refuse_new_log([declaration.name for declaration in declarations], settings, clock)
         log = await open_log(settings, clock=clock)
         try:
             careful = Careful()
@@ -439,6 +434,30 @@ async def run_apps(
                     raise result
         finally:
             await _within(settings.grace_s, log.aclose)
+
+
+async def _refuse_new_log(apps: Sequence[str], settings: Settings, clock: Clock) -> None:
+    """Make no log in the place of one that was lost.
+
+    Raises:
+        WrongLog: There is none, and the store of an app has worked with one.
+    """
+    url = resolve(settings.log_url)
+    if not is_missing(url):
+        return
+    for app in apps:
+        if is_missing(resolve(settings.store_url, app=app)):
+            continue
+        store = await open_store(settings, app, clock=clock)
+        try:
+            log = (await store.status()).log
+        finally:
+            await store.aclose()
+        if log is not None and store.features.durability != "memory":
+            raise WrongLog(
+                f"there is no log at {shown(url)}, and the store of app {app!r} has worked with log {log}: say where that is with --log-url, put its "
+                f"backup back with `everlog restore --from FILE`, or give another store with --store-url. No log was made"
+            )
 
 
 async def _within(seconds: float, close: Callable[[], Awaitable[None]]) -> None:

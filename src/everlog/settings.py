@@ -115,6 +115,16 @@ def resolve(url: str, *, app: str = "") -> str:
     return url
 
 
+def is_missing(url: str) -> bool:
+    """Tell whether a resolved URL names a file that is not there, which opening it would make."""
+    scheme, _, place = url.partition(":")
+    if scheme != "sqlite" or place == ":memory:":
+        return False
+    from pathlib import Path  # as in `resolve`
+
+    return not Path(place).exists()
+
+
 def shown(url: str) -> str:
     """Return a URL as it may be printed: without what stands between `//` and `@`, and without its query."""
     head, separator, rest = url.partition("//")

@@ -445,13 +445,16 @@ class Incarnation(msgspec.Struct, frozen=True):
 
     Attributes:
         number: Above that of the last one.
-        sent: Topic and id of events that the log holds already. A row of the outbox with one of these ids is not sent.
+        sent: Topic and id of all events that the log holds already and that may be published again. A row of the outbox with one of these ids is
+            not sent. What former incarnations remembered of the kind is forgotten.
         progress: Progress to set back, by subscription: what lies beyond the end of the log.
+        landmarks: What the log holds now.
     """
 
     number: int
     sent: Sequence[tuple[str, str]] = ()
     progress: Sequence[tuple[str, Progress]] = ()
+    landmarks: Sequence[Landmark] = ()
 
 
 class Request(NamedTuple):
@@ -721,12 +724,16 @@ class Store(Protocol):
         """Remember records of the log, one per topic partition. The log has to hold them as long as retention has not deleted them."""
         ...
 
+    async def sent_before(self) -> Sequence[tuple[str, str]]:
+        """Return topic and id of the events whose rows are still to come and are not to be sent, as `reincarnate` was told."""
+        ...
+
     async def reincarnate(self, new: Incarnation) -> None:
         """Begin a new incarnation, in one transaction.
 
         The relay's numbers start anew: none is given, and no row of the outbox has one. Rows whose event is in `new.sent`, those of today
         and those to come, are not sent: `number` removes the first of each and returns it no more. Leases, members and attempts are
-        forgotten, so that nothing that a former process still has in hand is committed; landmarks are, and are kept anew. State and held
+        forgotten, so that nothing that a former process still has in hand is committed; the landmarks are those of `new`. State and held
         records stay.
 
         Raises:

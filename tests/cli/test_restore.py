@@ -182,8 +182,36 @@ def test_what_belongs_to_others_is_refused(shop: Path, cli: Cli, backup: Path) -
     assert cli("publish", "shop", "shop.order_placed/1", "--data", '{"order": "1", "customer": "a"}', *elsewhere).exit_code == 0
     of_another_log = cli("restore", "loyalty", "--from", "out/loyalty.db", "--yes", *elsewhere)
     assert (of_another_log.exit_code, "belongs to log" in of_another_log.stderr) == (1, True), of_another_log.output
-    another_log = cli("restore", "--from", "out/log.db", "--yes", *elsewhere)
-    assert (another_log.exit_code, "the backup is of log" in another_log.stderr) == (1, True), another_log.output
+
+
+def test_a_log_that_was_lost_is_not_made_anew_by_an_app_that_worked_with_it(
+    shop: Path, cli: Cli, start: Start, backup: Path
+) -> None:
+    for side in ("", "-wal", "-shm", "-bell"):
+        (shop / f".everlog/log.db{side}").unlink(missing_ok=True)
+    refused = cli("run", "shop:loyalty")
+    assert (refused.exit_code, "No log was made" in refused.stderr) == (4, True), refused.output
+    assert not (shop / ".everlog/log.db").exists()
+    result = cli("restore", "--from", "out/log.db", "--yes")
+    assert result.exit_code == 0, result.output
+    assert cli("restore", "loyalty", "--yes").exit_code == 0
+    publish(cli, "cyd")
+    worked(start, orders=1)
+
+
+def test_a_log_that_was_made_in_the_place_of_a_lost_one_is_moved_aside(shop: Path, cli: Cli, backup: Path) -> None:
+    for side in ("", "-wal", "-shm", "-bell"):
+        (shop / f".everlog/log.db{side}").unlink(missing_ok=True)
+    publish(cli, "cyd", "dan")
+    wrong = cli("verify", "--app", "loyalty")
+    assert (wrong.exit_code, "store of loyalty: it belongs to log" in wrong.output) == (1, True), wrong.output
+    result = cli("restore", "--from", "out/log.db", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "IT IS ANOTHER LOG" in result.output
+    assert "shop.orders: 2 events since" in result.output
+    assert len([name for name in names(shop / ".everlog") if name.startswith("log.db.before-")]) == 1
+    assert cli("restore", "loyalty", "--yes").exit_code == 0
+    assert "nothing is wrong" in cli("verify", "--app", "loyalty").output
 
 
 def test_it_says_what_it_has_to_be_told(shop: Path, cli: Cli) -> None:

@@ -19,7 +19,7 @@ from tests.processes.shop import Ordered, app, orders, results
 
 from everlog import Client
 from everlog.clock import SystemClock
-from everlog.errors import LogReadOnly, PublishUnknown
+from everlog.errors import EverlogError, LogReadOnly, PublishUnknown
 from everlog.key import partition_of
 from everlog.logs.sqlite import SqliteLog
 from everlog.runtime import AppRuntime
@@ -72,12 +72,28 @@ async def fill_a_log(folder: Path) -> list[str]:
         stored = sum(offset + 1 for offset in (await log.head(orders.name)).offsets.values())
         if stored < n - 1:
             wrong.append(f"expected to read at least {n - 1} events on a full disk, found {stored}")
+        disk.fill()
+        if await _publish(client, known, n):
+            wrong.append("an event was taken on a disk without room")
+        wrong += await _read_by_another(folder, stored)
         disk.make_room()
-        for more in range(n, n + _EVENTS):
+        for more in range(n + 1, n + 1 + _EVENTS):
             if not await _publish(client, known, more):
                 wrong.append(f"there is room again, and event {more} is not taken")
     await log.aclose()
     return wrong + await faults_of(folder, known, run=False)
+
+
+async def _read_by_another(folder: Path, stored: int) -> list[str]:
+    """Open the log once more while its disk is full; return what is wrong."""
+    try:
+        other = SqliteLog(folder / LOG, Hurried())
+        await other.open()
+    except EverlogError as error:
+        return [f"on a full disk the log cannot be opened: {error}"]
+    found = sum(offset + 1 for offset in (await other.head(orders.name)).offsets.values())
+    await other.aclose()
+    return [] if found == stored else [f"expected to read {stored} events, found {found}"]
 
 
 async def fill_a_store(folder: Path) -> list[str]:

@@ -137,6 +137,15 @@ class Restored:
         assert handled == sorted(numbers), worker.text
         return worker.text
 
+    def note(self, *numbers: int, module: str = "notes_of_late:late") -> None:
+        """The same for an app that notes them."""
+        worker = self._start("run", module)
+        worker.wait_for("is running")
+        for _ in numbers:
+            worker.wait_for("notes ")
+        assert worker.end(signal.SIGTERM) == 0, worker.text
+        assert sorted(int(line.split()[1]) for line in worker.lines if line.startswith("notes ")) == sorted(numbers), worker.text
+
     def run_once(self, module: str) -> None:
         """Start the app, and stop it once it runs: what it has begun is finished."""
         worker = self._start("run", module)

@@ -94,15 +94,62 @@ def test_control_without_the_check_new_events_are_taken_for_old_ones(place: Rest
     assert numbers(place.found().bills) == list(range(1, 15))
 
 
-def test_a_store_whose_handlers_publish_nothing_handles_again_what_came_since_and_says_so(place: Restored) -> None:
+def test_an_old_store_whose_handlers_publish_nothing_is_refused_and_handles_again_what_came_since(place: Restored) -> None:
     place.publish(1, 2, 3)
     place.work(1, 2, 3, module="chain:quiet")
     place.back_up("old", "quiet")
     place.publish(4, 5, 6)
     place.work(4, 5, 6, module="chain:quiet")
     place.put_by_hand("old", "quiet.db")
-    assert "it is an older one, and what came since is handled again" in place.work(4, 5, 6, module="chain:quiet")
+    assert "has handled 3 events before that its store knows nothing of" in place.refused("chain:quiet")
+    plan = place.restore("quiet")
+    assert "the log, which says that the app has handled 3 events more" in plan
+    assert "3 events will be handled, some of them perhaps again" in plan
+    place.work(4, 5, 6, module="chain:quiet")
     assert place.found("noted/1", "quiet").seen == {"k1": [1, 4], "k2": [2, 5], "k0": [3, 6]}
+    assert "fit together" in place.restore("quiet")
+
+
+def with_a_store_and_then_a_log_put_back(place: Restored) -> None:
+    """Put a store back, and then the log too, so that what the store was told is in the log is not there any more."""
+    place.publish(1, 2, 3)
+    place.work(1, 2, 3)
+    place.back_up("old")
+    place.publish(4, 5, 6, 7, 8, 9)
+    place.work(4, 5, 6, 7, 8, 9)
+    place.restore("chain", "--from", "old/chain.db")
+    place.restore("--from", "old/log.db")
+
+
+def test_a_log_that_is_put_back_behind_its_store_is_refused_and_nothing_that_is_published_again_is_lost(place: Restored) -> None:
+    with_a_store_and_then_a_log_put_back(place)
+    assert "the log is older than the store" in place.refused()
+    assert "0 events in the log are not sent again" in place.restore("chain")
+    place.publish(4, 5, 6, 7, 8, 9)
+    place.work(4, 5, 6, 7, 8, 9)
+    found = place.found()
+    assert (found.faults, numbers(found.bills), len(set(found.ids))) == ([], list(range(1, 10)), 9)
+
+
+def test_a_store_that_is_mended_twice_sends_nothing_twice_and_nothing_is_missing(place: Restored) -> None:
+    """In between, part of what the first time remembered was published again, and part was not."""
+    place.publish(1, 2, 3)
+    place.work(1, 2, 3)
+    place.back_up("old")
+    place.publish(4, 5, 6)
+    place.work(4, 5, 6)
+    place.restore("chain", "--from", "old/chain.db")
+    place.back_up("mended")
+    place.work(4, 5, 6)
+    place.publish(7)
+    place.work(7)
+    place.put_by_hand("mended", "chain.db")
+    place.refused()
+    assert "4 events in the log are not sent again" in place.restore("chain")
+    place.publish(8)
+    place.work(4, 5, 6, 7, 8)
+    found = place.found()
+    assert (found.faults, numbers(found.bills), len(set(found.ids))) == ([], list(range(1, 9)), 8)
 
 
 def test_a_store_of_an_incarnation_before_the_last_is_refused(place: Restored) -> None:
@@ -262,3 +309,45 @@ def test_a_store_that_comes_back_after_another_one_took_its_place_is_refused(pla
     found = place.found()
     assert (found.faults, numbers(found.bills), len(set(found.ids))) == ([], [1, 2, 3, 4, 5], 5)
     assert {key_of(n) for n in range(1, 6)} == set(found.seen)
+
+
+LATE = """
+from chain import Delivery, Ordered, App, Tx
+
+late = App("late", delivery=Delivery(start="now"))
+noted = late.state("noted/1", list[int])
+
+
+@late.on(Ordered)
+async def note(event: Ordered, tx: Tx) -> None:
+    print(f"notes {event.n}", flush=True)
+    tx.put(noted, event.id, [*(await tx.get(noted, event.id, list[int]())), event.n])
+"""
+
+
+def with_a_lost_store(place: Restored) -> None:
+    """Delete the store of an app that began with what came from then on, while 4 and 5 wait for it."""
+    (place.folder / "notes_of_late.py").write_text(LATE)
+    place.publish(1)
+    place.run_once("notes_of_late:late")
+    place.publish(2, 3)
+    place.note(2, 3)
+    place.publish(4, 5)
+    for side in ("", "-wal", "-shm", "-bell"):
+        (place.files / f"late.db{side}").unlink(missing_ok=True)
+    assert "has worked with store" in place.refused("notes_of_late:late")
+
+
+def test_an_app_whose_store_was_lost_handles_all_that_the_log_keeps(place: Restored) -> None:
+    with_a_lost_store(place)
+    assert "subscription late: 5 events will be handled" in place.restore("late")
+    place.note(1, 2, 3, 4, 5)
+    assert place.found("noted/1", "late").seen == {"k0": [3], "k1": [1, 4], "k2": [2, 5]}
+
+
+def test_an_app_whose_store_was_lost_can_go_on_where_it_had_come_to_and_misses_nothing_since(place: Restored) -> None:
+    with_a_lost_store(place)
+    assert "subscription late: 2 events will be handled" in place.restore("late", "--begin", "reported")
+    place.note(4, 5)
+    assert place.found("noted/1", "late").seen == {"k1": [4], "k2": [5]}
+    place.everlog("restore", "late", "--begin", "nowhere", code=2)

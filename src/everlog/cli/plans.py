@@ -21,6 +21,9 @@ def plan_lines(app: str, plan: Plan) -> Iterator[str]:
     if fit.store_is_old:
         since = sum(one.log - one.store for one in fit.unknown)
         yield f"the store is older than the log, which holds {counted(since, 'event')} of its handlers that it does not know"
+    if fit.reported:
+        since = sum(one.reported - one.through for one in fit.reported)
+        yield f"the store is older than the log, which says that the app has handled {counted(since, 'event')} more"
     if fit.log_is_old:
         yield "the log is older than the store"
     for one in fit.beyond:
@@ -32,8 +35,14 @@ def plan_lines(app: str, plan: Plan) -> Iterator[str]:
     for lost in fit.lost:
         where = f"{lost.where.topic}/{lost.where.partition}"
         yield f"{counted(lost.store - lost.log, 'event')} of its handlers in {where} are lost: neither the log nor the store has them any more"
+    yield from _going_on(plan)
+
+
+def _going_on(plan: Plan) -> Iterator[str]:
+    """Yield what the app will do."""
+    fit = plan.fit
     for again in plan.again:
-        if fit.is_new:
+        if fit.is_new and again.subscription not in dict(plan.begins):
             yield f"subscription {again.subscription}: begins where its `Delivery(start=…)` says"
             continue
         yield f"subscription {again.subscription}: {counted(again.events, 'event')} will be handled, some of them perhaps again"
@@ -51,7 +60,7 @@ def plan_lines(app: str, plan: Plan) -> Iterator[str]:
 async def lost_events(log: Log, copy: Log) -> list[str]:
     """Return what a log holds that its backup does not, a line each."""
     lines: list[str] = []
-    known = {topic.name for topic in await copy.topics()}
+    known = {topic.name for topic in await copy.topics()} if log.identity == copy.identity else set[str]()
     for topic in await log.topics():
         if topic.name == progress_topic.name:
             continue

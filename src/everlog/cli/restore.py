@@ -21,7 +21,7 @@ from everlog.errors import CommandRefused, EverlogError, FeatureMissing, FileDam
 from everlog.log import Log
 from everlog.settings import Settings, open_log, resolve, shown
 from everlog.store import Store
-from everlog.subscriptions.mending import Plan, make_plan, mend, tell
+from everlog.subscriptions.mending import Begin, Plan, make_plan, mend, tell
 
 if TYPE_CHECKING:
     from everlog.drivers.sqlite.replace import Replacement
@@ -37,27 +37,44 @@ def restore(
         Path | None,
         typer.Option("--from", metavar="FILE", help="The backup to put in its place first.", show_default=False),
     ] = None,
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--begin",
+            metavar="WHERE",
+            help="Where an app begins whose store was lost: first (its state is built again), or reported.",
+        ),
+    ] = "first",
     log_url: LogUrl = None,
     store_url: StoreUrl = None,
     is_sure: Yes = False,
 ) -> None:
     """Put a backup of the log or a store back, and let an app go on that was refused since one of them is older. Shows a plan, and asks."""
     settings = settings_from(log_url=log_url, store_url=store_url)
+    where = _begin(begin)
     if app is None:
         if backup is None:
             raise typer.BadParameter("expected the APP that is to go on, or a backup of the log to put back (--from FILE)")
         asyncio.run(_restore_log(settings, backup.absolute(), is_sure=is_sure))
     elif backup is None:
-        asyncio.run(_go_on(settings, app, is_sure=is_sure))
+        asyncio.run(_go_on(settings, app, where, is_sure=is_sure))
     else:
         asyncio.run(_restore_store(settings, app, backup.absolute(), is_sure=is_sure))
 
 
-async def _go_on(settings: Settings, app: str, *, is_sure: bool) -> None:
+def _begin(text: str) -> Begin:
+    if text == "first":
+        return "first"
+    if text == "reported":
+        return "reported"
+    raise typer.BadParameter(f"expected first or reported, found {text!r}", param_hint="--begin")
+
+
+async def _go_on(settings: Settings, app: str, begin: Begin, *, is_sure: bool) -> None:
     """Bring the store that an app has and the log together."""
     _refuse_used(resolve(settings.store_url, app=app))
     async with existing_log(settings) as log, existing_store(settings, app) as store:
-        plan = await _plan(app, log, store)
+        plan = await _plan(app, log, store, begin)
         if not plan.is_needed:
             _say(f"the store of app {app!r} and the log fit together: nothing was changed")
             return
@@ -139,23 +156,18 @@ async def _opened(settings: Settings, path: Path) -> AsyncGenerator[Log]:
 
 
 async def _lost(settings: Settings, path: Path, copy: Log) -> list[str]:
-    """Return what the log holds that its backup does not, a line each.
-
-    Raises:
-        CommandRefused: It is a backup of another log.
-    """
+    """Return what the log holds that its backup does not, a line each; all of it where it is another log, made after this one was lost."""
     if _is_missing(path):
         return ["there is no log now, so that nobody can say what came after the backup"]
     try:
         async with _opened(settings, path) as log:
+            lines = await lost_events(log, copy)
             if log.identity != copy.identity:
-                raise CommandRefused(
-                    f"the backup is of log {copy.identity}, and {path} is log {log.identity}: nothing was changed. Give a backup of this "
-                    f"one, or move {path.name} away if the other one is to take its place"
-                )
-            return await lost_events(log, copy)
-    except CommandRefused:
-        raise
+                return [
+                    f"IT IS ANOTHER LOG: the backup is of {copy.identity}, and {path} is {log.identity}, of which all will be gone",
+                    *lines,
+                ]
+            return lines
     except EverlogError as error:
         return [f"the log cannot be read, so that nobody can say what came after the backup: {error}"]
 
@@ -164,7 +176,7 @@ def _is_missing(path: Path) -> bool:
     return not path.exists()
 
 
-async def _plan(app: str, log: Log, store: Store) -> Plan:
+async def _plan(app: str, log: Log, store: Store, begin: Begin = "first") -> Plan:
     """Compare log and store.
 
     Raises:
@@ -175,7 +187,7 @@ async def _plan(app: str, log: Log, store: Store) -> Plan:
         first = await log.first(topic.name)
         total += (await log.backlog(topic.name, {where.partition: offset for where, offset in first.offsets.items()})).count
     with _progress(total) as advance:
-        plan = await make_plan(app, log, store, advance)
+        plan = await make_plan(app, log, store, advance, begin=begin)
     if plan.fit.log is not None:
         raise CommandRefused(
             f"the store of app {app!r} belongs to log {plan.fit.log}, and this log is {log.identity}: nothing in one says anything about the "

@@ -76,6 +76,9 @@ async def _verify(settings: Settings, contracts: Mapping[str, Contract[Any]] | N
                 audit.stores.append(app)
                 for line in await store.verify():
                     audit.found(f"store of {app}: {line}")
+                other = (await store.status()).log
+                if other not in (None, log.identity):
+                    audit.found(f"store of {app}: it belongs to log {other}, and this is {log.identity}")
         return audit
 
 

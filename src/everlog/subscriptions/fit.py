@@ -1,11 +1,12 @@
 """Whether a log and a store tell one history: what shows that one of them was put back from a backup, or is another one.
 
     what it is             what shows it
-    an old log             progress beyond its end · another record at a landmark · a number that it had acknowledged and does not know
+    an old log             progress beyond its end · another record at a landmark, or none · a number that it had acknowledged and does not know
     an old store           a number of its relay that it has not given · one of a later incarnation · progress reported beyond its own
     another store          the app has reported from another one since
 
-A landmark is the record up to which a partition was handled, with the time at which the log stored it. A log that was put back and went on has
+A landmark is the record up to which a partition was handled, or the last one that the app's handlers had published there when a restore looked, with
+the time at which the log stored it. A log that was put back and went on has
 another record there, stored later: offsets alone would fit again as soon as others have published enough. What both have of the history ends before
 the first record that is younger than a landmark that is gone, in every partition.
 """
@@ -65,6 +66,7 @@ class Fit:
         lost: Numbers that the log had acknowledged and does not hold.
         unknown: Numbers in the log that the store has not given.
         later: The highest incarnation of the store in the log, where it is above its own.
+        gone: Landmarks that the log does not hold.
         reported: Progress that the store has had before.
         replaced: Another store, from which the app has reported since it did from this one.
     """
@@ -75,6 +77,7 @@ class Fit:
     lost: Sequence[Numbers]
     unknown: Sequence[Numbers]
     later: int | None
+    gone: Sequence[Landmark]
     reported: Sequence[Reported]
     replaced: UUID | None
 
@@ -86,12 +89,12 @@ class Fit:
     @property
     def log_is_old(self) -> bool:
         """The log lacks what the store has handled or sent."""
-        return bool(self.beyond or self.lost)
+        return bool(self.beyond or self.lost or self.gone)
 
     @property
     def store_is_old(self) -> bool:
-        """The store lacks what it has sent: its next events would be taken for old ones, or stand in the log twice."""
-        return bool(self.unknown) or self.later is not None
+        """The store lacks what it has sent or handled: its next events would be taken for old ones, or stand in the log twice."""
+        return bool(self.unknown or self.reported) or self.later is not None
 
 
 async def compare(app: str, log: Log, store: Store) -> Fit:
@@ -102,7 +105,8 @@ async def compare(app: str, log: Log, store: Store) -> Fit:
     landmarks, acknowledged, status = await store.landmarks(), await store.acknowledged(), await store.status()
     issued = await store.issued()
     heads = await _heads(log)
-    ends = await _ends(log, status, landmarks, heads)
+    gone = await _gone(log, landmarks, heads)
+    ends = await _ends(log, gone, heads)
     in_log = await _last_sequences(log, store, store.incarnation)
     later = [number for number, found in sent.items() if found and number > store.incarnation]
     names = {subscription.name for subscription in status.subscriptions}
@@ -127,6 +131,7 @@ async def compare(app: str, log: Log, store: Store) -> Fit:
             if number > issued.get(where, -1)
         ],
         later=max(later, default=None),
+        gone=gone,
         reported=_reported(store, status, reports),
         replaced=min(others, default=None),
     )
@@ -153,7 +158,7 @@ async def _heads(log: Log) -> Mapping[TopicPartition, Offset]:
     return heads
 
 
-def _handled(status: StoreStatus) -> Mapping[TopicPartition, Offset]:
+def handled_by(status: StoreStatus) -> Mapping[TopicPartition, Offset]:
     """Return how far any subscription has come in each partition."""
     handled: dict[TopicPartition, Offset] = {}
     for subscription in status.subscriptions:
@@ -162,19 +167,17 @@ def _handled(status: StoreStatus) -> Mapping[TopicPartition, Offset]:
     return handled
 
 
-async def _ends(
-    log: Log, status: StoreStatus, landmarks: Sequence[Landmark], heads: Mapping[TopicPartition, Offset]
-) -> Mapping[TopicPartition, Offset]:
-    """Return, for each partition, the last offset of the history that the store knows."""
-    handled = _handled(status)
+async def _gone(log: Log, landmarks: Sequence[Landmark], heads: Mapping[TopicPartition, Offset]) -> list[Landmark]:
+    """Return the landmarks that the log does not hold."""
     topics = {topic.name: topic for topic in await log.topics()}
-    gone = [
-        one
-        for one in landmarks
-        if handled.get(one.where, Offset(-1)) >= one.offset and not await _holds(log, topics.get(one.where.topic), one, heads)
-    ]
+    return [one for one in landmarks if not await _holds(log, topics.get(one.where.topic), one, heads)]
+
+
+async def _ends(log: Log, gone: Sequence[Landmark], heads: Mapping[TopicPartition, Offset]) -> Mapping[TopicPartition, Offset]:
+    """Return, for each partition, the last offset of the history that the store knows."""
     if not gone:
         return heads
+    topics = {topic.name for topic in await log.topics()}
     ends = dict(heads)
     if log.features.log_time:
         # Everything that is left of that history was stored by then, and everything of another one later.
@@ -210,9 +213,10 @@ def _reported(store: Store, status: StoreStatus, reports: Mapping[str, ProgressR
     return found
 
 
-async def landmarks_of(log: Log, status: StoreStatus, known: Mapping[TopicPartition, Landmark]) -> list[Landmark]:
+async def landmarks_of(
+    log: Log, handled: Mapping[TopicPartition, Offset], known: Mapping[TopicPartition, Landmark]
+) -> list[Landmark]:
     """Return the newest record handled of each partition where that is another one than is known. Costs a look at an index for each."""
-    handled = _handled(status)
     kept_whole = {topic.name for topic in await log.topics() if not topic.keep_newest}
     found: list[Landmark] = []
     for where, offset in handled.items():

@@ -4,7 +4,8 @@
                     again: these are remembered, and not sent a second time.
     an old log      lacks what others will store in its place. Progress goes back to the end of what both have; what was handled beyond it stays
                     in the state.
-    a new store     in place of a lost one: as an old one, from the first event that is kept.
+    a new store     in place of a lost one: as an old one, from the first event that is kept, which builds its state again; or from where the lost
+                    one had come to.
 
 Either way the store begins a new incarnation: its relay gets a new name and numbers from 0, so that nothing new is taken for old.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -23,11 +24,14 @@ from everlog.codec import Chunk
 from everlog.errors import RecordsGone
 from everlog.log import Log
 from everlog.position import Offset, TopicPartition
-from everlog.store import Incarnation, OutboxRow, Progress, Store, relay_of
-from everlog.subscriptions.fit import Fit, compare
-from everlog.subscriptions.report import progress_topic, publish_reports, reports_of
+from everlog.store import Incarnation, Landmark, OutboxRow, Progress, Store, relay_of
+from everlog.subscriptions.fit import Fit, compare, handled_by, landmarks_of
+from everlog.subscriptions.report import progress_topic, publish_reports, read_reports, reports_of
 
 _ROWS: Final = 1_000
+
+Begin = Literal["first", "reported"]
+"""Where a store begins that is new in place of a lost one: at the first event that is kept, or where the lost one had come to."""
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -52,6 +56,8 @@ class Plan:
         forgotten: Events that the log held and the store does not know, and that cannot be told from new ones: retention has deleted them.
         waiting: Rows of the outbox that will be sent.
         progress: What goes back.
+        begins: Where the subscriptions of a new store begin.
+        landmarks: What the log holds now.
     """
 
     fit: Fit
@@ -61,6 +67,8 @@ class Plan:
     forgotten: int
     waiting: int
     progress: Sequence[tuple[str, Progress]]
+    begins: Sequence[tuple[str, Sequence[Progress]]]
+    landmarks: Sequence[Landmark]
 
     @property
     def is_needed(self) -> bool:
@@ -68,7 +76,7 @@ class Plan:
         return self.fit.log_is_old or self.fit.store_is_old or self.fit.replaced is not None
 
 
-async def make_plan(app: str, log: Log, store: Store, advance: Callable[[int], None]) -> Plan:
+async def make_plan(app: str, log: Log, store: Store, advance: Callable[[int], None], *, begin: Begin = "first") -> Plan:
     """Compare a log and a store, and say what has to be done. Reads the whole log; changes nothing.
 
     Args:
@@ -76,11 +84,13 @@ async def make_plan(app: str, log: Log, store: Store, advance: Callable[[int], N
         log: The log.
         store: Its store. Nobody works on it.
         advance: Told how many records were read.
+        begin: Where a store that is new in place of a lost one begins.
     """
     fit = await compare(app, log, store)
     progress = _set_back(fit)
     rows = await _rows(store)
-    search = _Search(app, store.identity, store.incarnation, await store.issued(), rows)
+    begins = await _begins(app, log, fit, begin) if fit.is_new and fit.replaced is not None else []
+    search = _Search(app, store.identity, store.incarnation, await store.issued(), rows, await store.sent_before())
     for topic in await log.topics():
         if topic.name != progress_topic.name:
             await search.read(log, topic.name, advance)
@@ -89,11 +99,13 @@ async def make_plan(app: str, log: Log, store: Store, advance: Callable[[int], N
     return Plan(
         fit=fit,
         incarnation=max(store.incarnation, fit.later or 0, search.incarnation) + 1,
-        again=await _again(log, fit, dict(_by_place(progress))),
+        again=await _again(log, fit, dict(_by_place(progress)), dict(begins)),
         in_log=search.found,
         forgotten=max(0, missing),
         waiting=sum((row.emitted.topic, row.emitted.record.id) not in in_log for row in rows),
         progress=progress,
+        begins=begins,
+        landmarks=await _landmarks(log, fit, progress, search),
     )
 
 
@@ -103,7 +115,9 @@ async def mend(app: str, log: Log, store: Store, plan: Plan, clock: Clock) -> No
     Raises:
         CommandRefused: Somebody works on the store.
     """
-    await store.reincarnate(Incarnation(plan.incarnation, plan.in_log, plan.progress))
+    for subscription, progress in plan.begins:
+        await store.begin(subscription, progress)
+    await store.reincarnate(Incarnation(plan.incarnation, plan.in_log, plan.progress, plan.landmarks))
     await tell(app, log, store, clock)
 
 
@@ -138,13 +152,51 @@ async def _rows(store: Store) -> list[OutboxRow]:
     return rows
 
 
-async def _again(log: Log, fit: Fit, back: Mapping[tuple[str, TopicPartition], Offset]) -> list[Again]:
+async def _begins(app: str, log: Log, fit: Fit, begin: Begin) -> list[tuple[str, Sequence[Progress]]]:
+    """Return where each subscription of a new store begins, on the topics that the lost one had come to."""
+    known = {subscription.name for subscription in fit.status.subscriptions}
+    found: list[tuple[str, Sequence[Progress]]] = []
+    topics = {topic.name for topic in await log.topics()}
+    for report, _ in (await read_reports(log)).values():
+        if report.app != app or report.subscription not in known or report.is_retired:
+            continue
+        progress: list[Progress] = []
+        for topic, partitions in report.topics.items():
+            if topic not in topics:
+                continue
+            first, head = (await log.first(topic)).offsets, (await log.head(topic)).offsets
+            for number, one in partitions.items():
+                where = TopicPartition(topic, int(number))
+                reported = Offset(max(first[where], min(one.through - one.unfinished, head[where])))
+                progress.append(Progress(where, reported if begin == "reported" else first[where]))
+        found.append((report.subscription, progress))
+    return found
+
+
+async def _landmarks(log: Log, fit: Fit, back: Sequence[tuple[str, Progress]], search: _Search) -> list[Landmark]:
+    """Return what the log holds where the app will stand, and the last that its handlers have published in each partition."""
+    handled = dict(handled_by(fit.status))
+    for _, one in back:
+        handled[one.where] = min(handled[one.where], one.through)
+    found = {landmark.where: landmark for landmark in await landmarks_of(log, handled, {})}
+    for last in search.last.values():
+        if last.where not in found or found[last.where].offset < last.offset:
+            found[last.where] = last
+    return list(found.values())
+
+
+async def _again(
+    log: Log,
+    fit: Fit,
+    back: Mapping[tuple[str, TopicPartition], Offset],
+    begins: Mapping[str, Sequence[Progress]],
+) -> list[Again]:
     """Return what each subscription will handle once its progress is set back."""
     found: list[Again] = []
     kept = {topic.name: topic.keep_newest for topic in await log.topics()}
     for subscription in fit.status.subscriptions:
         events = gone = 0
-        for one in subscription.progress:
+        for one in subscription.progress or begins.get(subscription.name, ()):
             through = back.get((subscription.name, one.where), one.through)
             events += sum(offset <= through for offset in one.unfinished)
             if one.where.topic not in kept:
@@ -160,8 +212,16 @@ class _Search:
     """Looks for events of the app's handlers that the store does not know to be in the log."""
 
     def __init__(
-        self, app: str, store: UUID, incarnation: int, issued: Mapping[TopicPartition, int], rows: Sequence[OutboxRow]
+        self,
+        app: str,
+        store: UUID,
+        incarnation: int,
+        issued: Mapping[TopicPartition, int],
+        rows: Sequence[OutboxRow],
+        expected: Sequence[tuple[str, str]],
     ) -> None:
+        self.last: dict[TopicPartition, Landmark] = {}
+        """The last event of the app's handlers in each partition."""
         self.found: list[tuple[str, str]] = []
         self.unknown = 0
         """How many of them have a number of this incarnation that the store has not given."""
@@ -171,6 +231,7 @@ class _Search:
         self._store = store
         self._own = incarnation
         self._issued = issued
+        self._expected = frozenset(expected)  # found when a former incarnation ended, and not published again yet
         self._waiting = {
             (TopicPartition(row.emitted.topic, row.emitted.record.partition), row.sequence)
             for row in rows
@@ -212,12 +273,17 @@ class _Search:
             store, incarnation = relay
             if store == self._store:
                 self.incarnation = max(self.incarnation, incarnation)
-                if self._is_known(chunk.where, incarnation, number):
-                    continue
-                self.unknown += incarnation == self._own and number > self._issued.get(chunk.where, -1)
+                is_known = self._is_known(chunk.where, incarnation, number)
+                self.unknown += not is_known and incarnation == self._own and number > self._issued.get(chunk.where, -1)
+            else:
+                is_known = False
             record = chunk.record(index)
-            if record.source == self._app:
-                self.found.append((record.topic, record.id))
+            if record.source != self._app:
+                continue
+            self.last[chunk.where] = Landmark(chunk.where, record.offset, record.logged_at_us)
+            place = (record.topic, record.id)
+            if not is_known or place in self._expected:
+                self.found.append(place)
 
     def _is_known(self, where: TopicPartition, incarnation: int, number: int) -> bool:
         """Tell whether the store knows that an event of its own is in the log."""

@@ -36,6 +36,11 @@ async def check_log(app: str, log: Log, store: Store, registered: Registered) ->
             f"subscription {one.subscription!r} has handled {_shown(one.where)} up to offset {one.through}, and the log has that history "
             f"{_up_to(one.ends)}: the log is older than the store, and what others publish now would be taken for handled. Of the log, {mend}"
         )
+    for landmark in fit.gone:
+        raise WrongLog(
+            f"the log held an event at offset {landmark.offset} of {_shown(landmark.where)} when app {app!r} last worked with it, and it is not there: "
+            f"the log is older than the store. Of the log, {mend}"
+        )
     for lost in fit.lost:
         raise WrongLog(
             f"the log had acknowledged event number {lost.store} of app {app!r} in {_shown(lost.where)}, and holds them {_up_to(lost.log)}: "
@@ -50,6 +55,12 @@ async def check_log(app: str, log: Log, store: Store, registered: Registered) ->
         raise StoreReplaced(
             f"the log holds events of incarnation {fit.later} of this store, and the store is incarnation {store.incarnation}: the store is "
             f"older than the log, so that its next events would be in it twice. Of the store, {mend}"
+        )
+    if fit.reported:
+        events = sum(one.reported - one.through for one in fit.reported)
+        raise StoreReplaced(
+            f"app {app!r} has handled {events:,} events before that its store knows nothing of: the store is older than the log, and would handle "
+            f"them again. Of the store, {mend}"
         )
     return fit
 

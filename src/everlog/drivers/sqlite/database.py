@@ -34,6 +34,7 @@ from everlog.drivers.sqlite.connection import (
     translate,
     undecodable,
 )
+from everlog.drivers.sqlite.place import Place
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.drivers.sqlite.turn import Turn
 from everlog.errors import Closed, FeatureMissing, FileDamaged, FilePlace, FileUnreadable
@@ -48,6 +49,8 @@ HEAD_TABLE: Final = "CREATE TABLE head (number INTEGER NOT NULL, at_us INTEGER N
 """Part of every kind's tables: the number and the time of the last commit, and room for what a kind counts."""
 
 
+_LOOK_EVERY_S: Final = 1.0
+"""How often a process that only reads looks whether its file is still there."""
 _REWRITE_BYTES: Final = 1 << 16
 """SQLite writes less than 128 KiB at once."""
 
@@ -136,6 +139,8 @@ class Database(Generic[J, R]):
         self._thread: threading.Thread | None = None
         self._turn: Turn | None = None
         self._presence = -1
+        self._place: Place | None = None
+        self._looked_s = 0.0
         self._is_open = False
         self._suspect = False  # what this process wrote last may not be synced
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -201,10 +206,13 @@ class Database(Generic[J, R]):
         """Lend the reading connection, for one read on the event loop that ends before the next `await`.
 
         Raises:
-            FileDamaged: A checksum of the pages read does not fit.
+            FileDamaged: A checksum of the pages read does not fit, or the file was deleted, moved or replaced.
             Closed: As `submit`.
         """
         self._check_open()
+        if self._place is not None and (now_s := time.monotonic()) >= self._looked_s + _LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._place.check()
         try:
             if self._lock is None:
                 yield self._reader
@@ -350,13 +358,18 @@ class Database(Generic[J, R]):
             self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             raise self._missing(rung, number)
         if self._suspect:
-            self._sync_all()
+            try:
+                self._sync_all()
+            except apsw.FullError:
+                pass  # it can be read; the next commit tries again, and until then nobody is told of what is not synced
         if is_only_opener and path.stat().st_size % PAGE_BYTES:
             raise FileDamaged(
                 f"{path} ends inside a page, at byte {path.stat().st_size:,}: a part of it is missing. Restore it from a backup"
             )
         self._reader = connect(path, self._kind, create=False, writes=False)
-        self.bell.ring(number)
+        self._place = Place(path)
+        if not self._suspect:
+            self.bell.ring(number)
 
     def _beside(self, suffix: str) -> Path:
         assert self.path is not None
@@ -430,8 +443,13 @@ class Database(Generic[J, R]):
 
     def _commit_file(self, jobs: Sequence[J]) -> Sequence[R | BaseException]:
         assert self._turn is not None
+        assert self._place is not None
         in_order = self._turn.take()
         try:
+            try:
+                self._place.check()
+            except FileDamaged as error:
+                return [error] * len(jobs)
             if self._suspect or not in_order:
                 self._suspect = True
                 try:

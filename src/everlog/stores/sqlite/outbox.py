@@ -106,7 +106,13 @@ def start_anew(connection: apsw.Connection, sent: Sequence[tuple[str, str]]) -> 
     """Take all numbers back, and remember what is not to be sent."""
     connection.execute("UPDATE outbox SET sequence = NULL")
     connection.execute("DELETE FROM issued")
+    connection.execute("DELETE FROM sent_before")
     connection.executemany("INSERT OR IGNORE INTO sent_before VALUES (?, ?)", sent)
+
+
+def sent_before(connection: apsw.Connection) -> Sequence[tuple[str, str]]:
+    """Return topic and id of what is not to be sent."""
+    return [(topic, id_) for topic, id_ in rows_of(connection, "SELECT topic, id FROM sent_before")]
 
 
 def counts(connection: apsw.Connection) -> tuple[int, int]:

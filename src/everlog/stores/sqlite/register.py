@@ -128,6 +128,7 @@ def reincarnate(connection: apsw.Connection, new: Incarnation, now: Now) -> None
     connection.execute("UPDATE meta SET incarnation = ?", (new.number,))
     # A silent process that wakes up finds no lease of its own, and commits nothing. Epochs are never given twice.
     connection.execute("DELETE FROM lease; DELETE FROM member; DELETE FROM attempt; DELETE FROM landmark").fetchall()
+    keep_landmarks(connection, new.landmarks)
     start_anew(connection, new.sent)
     known = names(connection)
     connection.executemany(

@@ -358,6 +358,10 @@ class SqliteStore:
     async def keep_landmarks(self, landmarks: Sequence[Landmark]) -> None:
         await self._write(lambda connection: register.keep_landmarks(connection, landmarks))
 
+    async def sent_before(self) -> Sequence[tuple[str, str]]:
+        with self._database.reading() as connection:
+            return outbox.sent_before(connection)
+
     async def reincarnate(self, new: Incarnation) -> None:
         self._names = None
         await self._write(lambda connection: register.reincarnate(connection, new, self._now()))
