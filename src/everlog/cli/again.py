@@ -14,10 +14,12 @@ from everlog.app import App
 from everlog.cli.modules import apps_of, chosen
 from everlog.cli.options import LogUrl, StoreUrl, Yes, confirm, existing_log, existing_store, settings_from
 from everlog.cli.terminal import counted, local_time, screen
+from everlog.clock import SystemClock
 from everlog.errors import CommandRefused
 from everlog.settings import Settings
 from everlog.store import Section, Store, SubscriptionStatus
 from everlog.subscriptions.declaration import SubscriptionDeclaration
+from everlog.subscriptions.mending import tell
 from everlog.subscriptions.repeating import From, Repetition, events_left, plan_repetition
 from everlog.subscriptions.reset import ResetTx
 
@@ -118,6 +120,7 @@ async def _again(
         question = "Begin the replay?" if rebuilds else "Handle and publish all of that once more?"
         confirm(question, is_sure=is_sure)
         generation = await store.start_again(plan.again, _reset(declaration) if rebuilds else None)
+        await tell(declaration.app, log, store, SystemClock())  # else the log says that it had come further
         _say(f"generation {generation} of subscription {declaration.name!r} has begun" if rebuilds else "it has begun")
         if not workers:
             _say(f"no worker is running: it goes on with the next `everlog run` of app {declaration.app!r}")

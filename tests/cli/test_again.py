@@ -1,0 +1,138 @@
+"""`everlog replay` and `everlog rewind`: a plan, a question, and workers that begin again."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from tests.cli.shop import Cli, Start, publish
+
+COUNTS = """
+import os
+
+from everlog import App, Delivery, Event, Topic, Tx
+from shop import OrderPlaced
+
+totals = Topic("shop.totals", key="customer", partitions=4)
+
+
+@totals.event("shop.totalled/1")
+class Totalled(Event):
+    customer: str
+    cents: int
+
+
+books = App("books", delivery=Delivery(start="beginning"))
+sums = books.state("sums/1", int)
+
+
+@books.on(OrderPlaced)
+async def add(order: OrderPlaced, tx: Tx) -> Totalled:
+    await tx.sql("CREATE TABLE IF NOT EXISTS entries (customer TEXT)")
+    await tx.sql("INSERT INTO entries VALUES (?)", order.customer)
+    total = await tx.get(sums, order.customer, 0) + int(os.environ.get("CENTS", "1"))
+    tx.put(sums, order.customer, total)
+    entries = (await tx.sql("SELECT count(*) FROM entries"))[0][0]
+    print(f"{order.customer} {total} | {entries}{' again' if tx.replaying else ''}", flush=True)
+    return Totalled(order.customer, total)
+
+
+@books.reset
+async def empty(tx: Tx) -> None:
+    await tx.sql("DELETE FROM entries")
+"""
+
+
+@pytest.fixture
+def counts(shop: Path, cli: Cli, start: Start) -> Path:
+    """An app that has handled two orders of ada and one of bob."""
+    (shop / "counts.py").write_text(COUNTS)
+    publish(cli, "ada", "ada", "bob")
+    work(start, 3)
+    return shop
+
+
+def work(start: Start, orders: int) -> list[str]:
+    """Let the app run until it has handled so many orders; return what it said of each."""
+    worker = start("run", "counts")
+    worker.wait_for("is running")
+    said = [worker.wait_for(" | ") for _ in range(orders)]
+    assert worker.end(signal.SIGTERM) == 0, worker.text
+    return said
+
+
+def test_a_replay_with_mended_code_rebuilds_the_state_and_publishes_nothing_twice(
+    counts: Path, cli: Cli, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cli("replay", "counts", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "subscription books: 3 events that it has passed will be handled again" in result.output
+    assert "its state (sums/1) begins empty, and is rebuilt" in result.output
+    assert "its reset hook empties the tables" in result.output
+    assert "no worker is running: it goes on with the next `everlog run`" in result.output
+    monkeypatch.setenv("CENTS", "10")
+    publish(cli, "bob")
+    said = work(start, 4)
+    assert sorted(line.split(" | ")[0] for line in said) == ["ada 10", "ada 20", "bob 10", "bob 20"]
+    assert sorted(line.split(" | ")[1].split()[0] for line in said) == ["1", "2", "3", "4"]  # the table was emptied
+    assert sum("again" in line for line in said) == 3
+    published = cli("publish", "shop", "shop.order_placed/1", "--data", '{"order": "9", "customer": "end"}')
+    assert published.exit_code == 0
+    assert work(start, 1) == ["end 10 | 5"]
+    found = cli("tail", "--from", "beginning", "--topic", "shop.totals", "--limit", "5", "--json").stdout
+    totals = sorted((line["data"]["customer"], line["data"]["cents"]) for line in map(json.loads, found.splitlines()))
+    assert totals == [("ada", 1), ("ada", 2), ("bob", 1), ("bob", 20), ("end", 10)]
+
+
+def test_workers_begin_again_while_the_command_shows_how_far_they_are(counts: Path, cli: Cli, start: Start) -> None:
+    worker = start("run", "counts")
+    worker.wait_for("is running")
+    result = cli("replay", "counts", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "1 worker" in result.output
+    assert "all 3 are handled" in result.output
+    assert [worker.wait_for(" again") for _ in range(3)]
+    assert worker.end(signal.SIGTERM) == 0
+
+
+def test_a_rewind_does_the_events_once_more_over_the_state_of_today(counts: Path, cli: Cli, start: Start) -> None:
+    result = cli("rewind", "counts", "--from", "beginning", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "EVERYTHING that its handlers publish for these events is published again" in result.output
+    said = work(start, 3)
+    assert sorted(line.split(" | ")[0] for line in said) == ["ada 3", "ada 4", "bob 2"]
+    assert not any("again" in line for line in said)
+
+
+def test_nothing_changes_without_a_yes(counts: Path, cli: Cli, start: Start) -> None:
+    result = cli("replay", "counts")
+    assert (result.exit_code, "say --yes" in result.stderr) == (1, True), result.output
+    publish(cli, "cyd")
+    assert [line.split(" | ")[0] for line in work(start, 1)] == ["cyd 1"]
+
+
+def test_state_is_not_rebuilt_from_a_part_of_its_events(counts: Path, cli: Cli, start: Start) -> None:
+    part = cli("replay", "counts", "--from", "2020-01-01T00:00", "--yes")
+    assert (part.exit_code, "say --keep-state" in part.stderr) == (1, True), part.output
+    kept = cli("replay", "counts", "--from", "2020-01-01T00:00", "--keep-state", "--yes")
+    assert kept.exit_code == 0, kept.output
+    assert sorted(line.split(" | ")[0] for line in work(start, 3)) == ["ada 3", "ada 4", "bob 2"]
+
+
+def test_where_retention_has_taken_the_beginning_a_replay_is_refused(counts: Path, cli: Cli) -> None:
+    assert cli("topics", "set", "shop.orders", "--keep-s", "0.001", "--yes").exit_code == 0
+    assert cli("topics", "trim").exit_code == 0
+    result = cli("replay", "counts", "--yes")
+    assert (result.exit_code, "retention has deleted" in result.stderr) == (1, True), result.output
+
+
+def test_what_cannot_be_is_refused(counts: Path, cli: Cli) -> None:
+    assert "did you mean" in cli("replay", "counts", "--subscription", "bocks", "--yes").stderr
+    assert cli("replay", "counts", "--from", "yesterday", "--yes").exit_code == 2
+    assert cli("rewind", "counts", "--yes").exit_code == 2
+    nothing = cli("replay", "shop:loyalty", "--yes")
+    assert (nothing.exit_code, "has no store" in nothing.stderr) == (1, True), nothing.output
+    later = cli("replay", "counts", "--from", "2999-01-01T00:00", "--keep-state", "--yes")
+    assert (later.exit_code, "nothing was changed" in later.output) == (0, True), later.output
