@@ -47,9 +47,9 @@ class Campaign:
         self._dice = random.Random(plan.seed)
         self.result = Result(plan)
         self._crew = Crew(folder, plan, self.result, self._dice)
-        self._harm = Harm(self._crew, plan, self.result, self._dice)
         self._log: Log
         self._stores: dict[str, Store] = {}
+        self._harm = Harm(self._crew, plan, self.result, self._dice, self._stores)
 
     async def run(self) -> Result:
         """Do all of it; what broke is in the result."""

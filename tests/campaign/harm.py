@@ -13,15 +13,19 @@ from tests.campaign.part import Role
 from tests.campaign.plan import WORKERS, Plan, Result
 from tests.campaign.points import points_of
 
+from everlog.position import BEGINNING
+from everlog.store import Again, Store
+
 
 class Harm:
     """Injects one fault at a time by the dice."""
 
-    def __init__(self, crew: Crew, plan: Plan, result: Result, dice: random.Random) -> None:
+    def __init__(self, crew: Crew, plan: Plan, result: Result, dice: random.Random, stores: Mapping[str, Store]) -> None:
         self._crew = crew
         self._plan = plan
         self._result = result
         self._dice = dice
+        self._stores = stores
         self._kinds = _WEIGHTS if plan.faults is None else plan.faults
         self._points: dict[Role, list[str]] = {}
         self._done: set[str] = set()
@@ -130,7 +134,18 @@ class Harm:
             await self._crew.start(role)
         self._result.survived["rolling restart"] += 1
 
+    async def _replay(self) -> None:
+        """Have a service handle everything again, from the beginning and with empty state."""
+        app = self._dice.choice(("billing", "shipping"))
+        store = self._stores[app]
+        after = {one.where: BEGINNING for stood in (await store.status()).subscriptions for one in stood.progress}
+        if after:
+            self._result.injected[REPLAY] += 1
+            await store.start_again(Again(app, after, rebuilds=True))
+            self._result.survived[REPLAY] += 1
 
+
+REPLAY: Final = "replay from the beginning"
 _WHAT: Final[Mapping[Role, str]] = {"producer": "producer", "billing": "worker", "shipping": "worker"}
 _FAULTS: Final[Mapping[str, Callable[[Harm], Awaitable[None]]]] = {
     "kill": Harm._kill_one,
@@ -139,6 +154,7 @@ _FAULTS: Final[Mapping[str, Callable[[Harm], Awaitable[None]]]] = {
     "join": Harm._join,
     "leave": Harm._leave,
     "roll": Harm._roll,
+    "replay": Harm._replay,
 }
-_WEIGHTS: Final[Mapping[str, int]] = dict.fromkeys(_FAULTS, 1) | {"kill": 3, "kill at a point": 6, "stop": 6}
-"""How often each kind is injected, for one time of the rarest."""
+_WEIGHTS: Final[Mapping[str, int]] = {"kill": 3, "kill at a point": 6, "stop": 6, "join": 1, "leave": 1, "roll": 1}
+"""How often each kind is injected, for one time of the rarest. No replay: the janitor deletes what was handled."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.campaign.bugs import BUGS
 from tests.campaign.campaign import Campaign
 from tests.campaign.controls import control
+from tests.campaign.harm import REPLAY
 from tests.campaign.plan import Plan, Result, Sample
 from tests.campaign.points import POINTS
 from tests.campaign.report import grown, show
@@ -35,6 +36,15 @@ async def test_a_kill_at_each_named_point_is_survived(tmp_path: Path) -> None:
     result = await Campaign(tmp_path, plan).run()
     assert [str(fault) for fault in result.faults] == []
     assert {kind.removeprefix("kill at ") for kind in result.survived if kind.startswith("kill at")} == set(POINTS)
+
+
+async def test_replays_under_kills_and_load_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
+    faults = {"kill": 2, "kill at a point": 2, "stop": 1, "replay": 2}
+    plan = Plan(12.0, seed=8, rate=500.0, pause_s=0.4, faults=faults, kept_behind=1 << 40)
+    result = await Campaign(tmp_path, plan).run()
+    assert [str(fault) for fault in result.faults] == []
+    assert result.injected[REPLAY] >= 3
+    assert result.injected == result.survived
 
 
 @pytest.mark.parametrize("name", BUGS)
