@@ -57,7 +57,11 @@ async def test_publishing_again_in_a_replay_is_caught(world: Make, monkeypatch: 
 
 async def test_muting_what_was_never_published_is_caught(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in flight or held when the replay began has published nothing."""
-    monkeypatch.setattr(Muted, "has", lambda self, offset: offset <= self.through)
+
+    def has(self: Muted, offset: Offset) -> bool:
+        return offset <= self.through
+
+    monkeypatch.setattr(Muted, "has", has)
     assert await _any_caught(world, Chaos, range(10))
 
 
