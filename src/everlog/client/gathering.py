@@ -23,6 +23,17 @@ class _Call(NamedTuple):
     done: asyncio.Future[Published]
 
 
+class _Round:
+    """Calls that leave together."""
+
+    __slots__ = ("calls", "sending", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.calls: list[_Call] = []
+        self.sending: Sending | None = None
+
+
 class Gathering:
     """The single events of one client that wait for the end of the turn.
 
@@ -34,37 +45,44 @@ class Gathering:
     def __init__(self, publisher: Publisher, origin: Callable[[], Origin]) -> None:
         self._publisher = publisher
         self._origin = origin
-        self._calls: list[_Call] = []
-        self._timeout_s = 0.0
+        self._round: _Round | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, event: AnyEvent, timeout_s: float) -> asyncio.Future[Published]:
         """Publish an event with what else comes in this turn; what waits already keeps its place before it."""
-        if self._calls and (timeout_s != self._timeout_s or len(self._calls) >= self._publisher.most_at_once):
+        round_ = self._round
+        if round_ is not None and (timeout_s != round_.timeout_s or len(round_.calls) >= self._publisher.most_at_once):
             self.flush()
+            round_ = None
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Published] = loop.create_future()
-        if not self._calls:
-            self._timeout_s = timeout_s
-            loop.call_soon(self.flush)
-        self._calls.append(_Call(event, done))
+        if round_ is None:
+            round_ = self._round = _Round(timeout_s)
+            task = loop.create_task(self._send(round_))  # its first step is taken at the end of this turn
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._ended, round_))
+        round_.calls.append(_Call(event, done))
         return done
 
     def flush(self) -> None:
         """Send what waits, before anything that is published behind it."""
-        calls, self._calls = self._calls, []
-        if not calls:
+        round_, self._round = self._round, None
+        if round_ is None:
             return
+        calls = round_.calls
         try:
             addressed = address([call.event for call in calls], self._origin())
         except EverlogError:  # one of them is at fault, and the others are not
-            calls = [call for call in calls if self._is_right(call)]
+            calls = round_.calls = [call for call in calls if self._is_right(call)]
             if not calls:
                 return
             addressed = address([call.event for call in calls], self._origin())
-        task = asyncio.create_task(self._send(calls, self._publisher.begin(addressed), self._timeout_s))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        try:
+            round_.sending = self._publisher.begin(addressed)
+        except EverlogError as error:  # the log was closed
+            for call in calls:
+                if not call.done.done():
+                    call.done.set_exception(error)
 
     def _is_right(self, call: _Call) -> bool:
         try:
@@ -75,17 +93,18 @@ class Gathering:
             return False
         return True
 
-    async def _send(self, calls: Sequence[_Call], sending: Sending, timeout_s: float) -> None:
+    async def _send(self, round_: _Round) -> None:
+        if round_ is self._round:
+            self.flush()
+        sending = round_.sending
+        if sending is None:
+            return
         error: EverlogError | None = None
         try:
-            await sending.finish(timeout_s)
+            await sending.finish(round_.timeout_s)
         except EverlogError as fault:
             error = fault
-        except BaseException:
-            for call in calls:
-                call.done.cancel()
-            raise
-        for at, call in enumerate(calls):
+        for at, call in enumerate(round_.calls):
             if call.done.done():  # nobody waits any more
                 continue
             reason = _error_of(sending, at, error)
@@ -93,6 +112,14 @@ class Gathering:
                 call.done.set_result(sending.published(at))
             else:
                 call.done.set_exception(reason)
+
+    def _ended(self, round_: _Round, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for ever for a task that was cancelled, perhaps before it began."""
+        self._tasks.discard(task)
+        if round_ is self._round:
+            self._round = None
+        for call in round_.calls:
+            call.done.cancel()  # of those that are told, nothing changes
 
 
 def _error_of(sending: Sending, at: int, error: EverlogError | None) -> EverlogError | None:

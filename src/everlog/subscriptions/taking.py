@@ -25,6 +25,7 @@ from everlog.subscriptions.lane import Lane, Waiting
 from everlog.subscriptions.parts import Job, Parts
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, lane_of
+from everlog.subscriptions.turns import let_others_run
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.worker import Worker
 
@@ -230,7 +231,7 @@ class Taking:
                 count += 1
                 if count % _TURN_EVERY == 0 and (time.perf_counter() > until_s or committer.is_full):
                     me.run = None  # none of its records is in a handler now
-                    await (committer.room() if committer.is_full else asyncio.sleep(0))
+                    await (committer.room() if committer.is_full else let_others_run())
                     is_due_elsewhere = (self._lanes.scheduled or self._jobs) and not self._idle
                     if self._host.is_stopping or self._host.is_paused or self._feed.current is not run or is_due_elsewhere:
                         self._active = None

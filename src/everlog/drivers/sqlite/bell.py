@@ -70,6 +70,7 @@ class Bell:
         self._watch: _Watch | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: set[asyncio.Future[None]] = set()
+        self._attends = False
         self.strokes = 0
         """How often it was heard: read it before you look, and give it to `wait`."""
 
@@ -85,11 +86,20 @@ class Bell:
             self._loop.call_soon_threadsafe(self.wake)
 
     def listen(self) -> None:
-        """Start to hear, on the running event loop. What is rung from now on counts as a stroke."""
+        """Start to watch, for the running event loop. What is rung from now on counts as a stroke, once somebody waits.
+
+        The loop itself is woken from the first `wait` on: a process that only publishes does not wake itself at each of its commits, which
+        cost a tenth of a publish. What was rung before is in the watch by then.
+        """
         self._loop = asyncio.get_running_loop()
         if self._path is not None:
             self._watch = _Watch(self._path, self._fd)
-            self._loop.add_reader(self._watch.fd, self._heard)
+
+    def _attend(self) -> None:
+        """Let the event loop hear what is rung, and what was rung since `listen`."""
+        if not self._attends and self._watch is not None and not self._closed:
+            self._attends = True
+            asyncio.get_running_loop().add_reader(self._watch.fd, self._heard)
 
     def _heard(self) -> None:
         assert self._watch is not None
@@ -107,6 +117,7 @@ class Bell:
         """Return at the first stroke after the `strokes`-th, or after `seconds`."""
         if self.strokes != strokes:
             return
+        self._attend()
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.add(waiter)
@@ -123,7 +134,7 @@ class Bell:
             return
         self._closed = True
         if self._loop is not None and not self._loop.is_closed():
-            if self._watch is not None:
+            if self._attends and self._watch is not None:
                 self._loop.remove_reader(self._watch.fd)
             self.wake()
         if self._watch is not None:
