@@ -7,7 +7,7 @@ the turn that is under way ends, and then everything leaves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
