@@ -10,7 +10,7 @@ import pytest
 
 from everlog.errors import SqlTimeout, StoreReadOnly
 from everlog.position import Offset, TopicPartition
-from everlog.store import Lease, Outcome, Progress, Slot, SlotState, Store, Unit
+from everlog.store import Handover, Lease, Outcome, Progress, Slot, SlotState, Store, Unit
 from everlog.subscriptions.committer import GROUP_BYTES, GROUP_UNITS, Committer, Pending
 from everlog.subscriptions.progress import SlotWork
 from everlog.testing.clock import ManualClock
@@ -31,7 +31,12 @@ class FakeStore:
         self.errors: list[Exception] = []
 
     async def commit(
-        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
+        self,
+        units: Sequence[Unit],
+        leases: Sequence[Lease],
+        progress: Sequence[tuple[Slot, Progress]],
+        *,
+        handover: Handover | None = None,
     ) -> Sequence[Outcome]:
         await asyncio.sleep(0)
         await self.gate.wait()

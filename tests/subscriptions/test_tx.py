@@ -16,7 +16,7 @@ from tests.subscriptions.world import LastingStore
 
 from everlog.contracts.record import Record
 from everlog.errors import TxRefused
-from everlog.store import AppSpec, Lease, Outcome, Slot, SubscriptionSpec, Unit
+from everlog.store import AppSpec, Lease, Outcome, Put, Slot, StateKey, SubscriptionSpec, Unit, Versioned
 from everlog.subscriptions.overlay import Overlay, matches
 from everlog.subscriptions.sections import Exclusive
 from everlog.subscriptions.state import State
@@ -292,3 +292,103 @@ async def test_adding_to_what_is_no_number_is_refused(bench: Bench) -> None:
 )
 def test_a_prefix_matches_whole_elements(key: str, prefix: str, does: bool) -> None:
     assert matches(key, prefix) is does
+
+
+# ---- rows that this process committed last ----
+
+
+def _reads_of(bench: Bench) -> list[StateKey]:
+    """Return a list that gets what the store is asked for from now on."""
+    asked: list[StateKey] = []
+    read = bench.store.read
+
+    async def noting(keys: Sequence[StateKey]) -> Sequence[Versioned]:
+        asked.extend(keys)
+        return await read(keys)
+
+    bench.store.read = noting  # type: ignore[method-assign]
+    return asked
+
+
+async def _put(bench: Bench, key: str, value: int | None) -> None:
+    tx = bench.tx()
+    if value is None:
+        tx.delete(numbers, key)
+    else:
+        tx.put(numbers, key, value)
+    assert await bench.commit(bench.finish(tx)) == [Outcome.COMMITTED]
+
+
+async def test_a_row_that_only_this_process_writes_is_not_read_again(bench: Bench) -> None:
+    bench.overlay.own("app", is_whole=True)
+    asked = _reads_of(bench)
+    for value in (1, None, 3):
+        await _put(bench, "a", value)
+        tx = bench.tx()
+        assert await tx.get(numbers, "a") == value
+        tx.put(numbers, "b", 1)
+        assert await bench.commit(bench.finish(tx)) == [Outcome.COMMITTED]  # the version is the right one, too
+    assert asked == []
+
+
+async def test_a_row_that_others_may_write_is_read_from_the_store(bench: Bench) -> None:
+    asked = _reads_of(bench)
+    await _put(bench, "a", 1)
+    assert await bench.tx().get(numbers, "a") == 1
+    bench.overlay.own("app", is_whole=True)
+    await _put(bench, "a", 2)
+    bench.overlay.own("app", is_whole=False)  # a slot is given back
+    bench.overlay.own("app", is_whole=True)
+    assert await bench.tx().get(numbers, "a") == 2
+    assert len(asked) == 2
+
+
+async def test_a_row_whose_reader_or_writer_was_not_applied_is_read_from_the_store(bench: Bench) -> None:
+    bench.overlay.own("app", is_whole=True)
+    await _put(bench, "a", 1)
+    await _put(bench, "b", 1)
+    behind = Unit(bench.lease.slot, None, next(bench.versions))  # that the overlay knows nothing of, as if somebody else wrote
+    behind.writes = {("numbers/1", '["a"]'): Put(b"5"), ("numbers/1", '["b"]'): Put(b"6")}
+    await bench.store.commit([behind], [bench.lease], [])
+    tx = bench.tx()
+    assert await tx.get(numbers, "a") == 1
+    tx.put(numbers, "b", 2)
+    assert await bench.commit(bench.finish(tx)) == [Outcome.CONFLICT]
+    again = bench.tx()
+    assert [await again.get(numbers, key) for key in ("a", "b")] == [5, 6]
+
+
+async def test_a_row_that_was_added_to_blindly_is_read_from_the_store(bench: Bench) -> None:
+    bench.overlay.own("app", is_whole=True)
+    await _put(bench, "a", 1)
+    tx = bench.tx()
+    tx.add(numbers, "a", 4)
+    assert await bench.commit(bench.finish(tx)) == [Outcome.COMMITTED]
+    assert await bench.tx().get(numbers, "a") == 5
+
+
+async def test_a_row_is_not_kept_as_it_was_before_a_write_that_was_overtaken(bench: Bench) -> None:
+    bench.overlay.own("app", is_whole=True)
+    await _put(bench, "a", 1)
+    first, second = bench.tx(), bench.tx()
+    first.put(numbers, "a", 2)
+    one = bench.finish(first)
+    second.put(numbers, "a", 3)
+    two = bench.finish(second)
+    assert await bench.commit(one) == [Outcome.COMMITTED]
+    bench.overlay.forget(two, is_committed=False)
+    assert await bench.tx().get(numbers, "a") == 2
+
+
+async def test_only_so_many_rows_are_kept_and_no_large_ones(bench: Bench) -> None:
+    bench.overlay.own("app", is_whole=True)
+    tx = bench.tx()
+    for n in range(8_200):
+        tx.put(numbers, n, n)
+    tx.put(texts, "large", "x" * 600)
+    await bench.commit(bench.finish(tx))
+    assert len(bench.overlay._kept) == 8_192
+    asked = _reads_of(bench)
+    assert await bench.tx().get(texts, "large") == "x" * 600
+    assert await bench.tx().get(numbers, 0) == 0
+    assert len(asked) == 2

@@ -25,6 +25,7 @@ from everlog.runtime import AppRuntime
 from everlog.settings import Settings
 from everlog.store import (
     Again,
+    Handover,
     Held,
     Lease,
     Outcome,
@@ -125,12 +126,17 @@ class LastingStore(SqliteStore):
         return rows
 
     async def commit(
-        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
+        self,
+        units: Sequence[Unit],
+        leases: Sequence[Lease],
+        progress: Sequence[tuple[Slot, Progress]],
+        *,
+        handover: Handover | None = None,
     ) -> Sequence[Outcome]:
         if self.before_commit is not None:
             await self.before_commit(units)
         await self._turns()
-        outcomes = await super().commit(units, leases, progress)
+        outcomes = await super().commit(units, leases, progress, handover=handover)
         await self._turns()
         self.commits.append((units, outcomes))
         self._look_back(units, outcomes, leases, progress)

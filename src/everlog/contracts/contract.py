@@ -60,12 +60,27 @@ class Contract(Generic[T]):
             raise self._fault(sent)
         if len(body) > MAX_DATA_BYTES:
             for data in slices:
-                if len(data) > MAX_DATA_BYTES:
-                    raise EventTooLarge(
-                        f"{self.name!r}: expected at most {MAX_DATA_BYTES:,} bytes of JSON, found {len(data):,}: "
-                        f"store the bulk elsewhere and publish where it is"
-                    )
+                self._check_size(data)
         return slices
+
+    def encode_one(self, event: T) -> bytes:
+        """Return one event as JSON, after the same proof. Raises as `encode`."""
+        try:
+            data = _encode(event)
+            is_proved = self._decoder.decode(data) == event
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError, InvalidOperation) as error:
+            raise self._fault([event]) from error
+        if not is_proved:
+            raise self._fault([event])
+        self._check_size(data)
+        return data
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > MAX_DATA_BYTES:
+            raise EventTooLarge(
+                f"{self.name!r}: expected at most {MAX_DATA_BYTES:,} bytes of JSON, found {len(data):,}: "
+                f"store the bulk elsewhere and publish where it is"
+            )
 
     def _fault(self, events: Sequence[T]) -> EventRefused:
         for index, event in enumerate(events):

@@ -80,6 +80,23 @@ def address(
     return [Addressed(topic, [record for _, record in pairs], [place for place, _ in pairs]) for topic, pairs in by_topic.items()]
 
 
+def address_one(event: object, origin: Origin, id_: str) -> tuple[Topic, NewRecord]:
+    """Check one event as `address` does, and return it as a record with its topic. The headers were checked.
+
+    Raises:
+        EventRefused: It breaks its contract.
+    """
+    contract: Contract[Any] = contract_of(type(event))
+    data = contract.encode_one(event)
+    topic = contract.topic
+    (key,) = contract.keys((event,))
+    partition = partition_of(key, topic.partitions) if key is not None else origin.spread(topic)
+    record = NewRecord(
+        contract.name, data, key, partition, origin.source, origin.time_us, id_, origin.headers, contract.fingerprint
+    )
+    return topic, record
+
+
 def _place(pair: tuple[int, NewRecord]) -> int:
     return pair[0]
 

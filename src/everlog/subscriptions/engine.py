@@ -114,6 +114,7 @@ class Engine:
             elif held.is_unreadable:  # perhaps this code knows it
                 lane.is_due = True
                 self._lanes.schedule(lane)
+        self._around.overlay.own(self.declaration.name, is_whole=len(self._works) == self.declaration.slots)
         self._groups.open(work, heads, state.attempt)
         self._feed.open(work)
 
@@ -265,6 +266,7 @@ class Engine:
     def _forget(self, work: SlotWork) -> None:
         if self._works.get(work.slot.number) is work:
             del self._works[work.slot.number]
+            self._around.overlay.own(self.declaration.name, is_whole=False)
         self._lanes.forget(work)
         self._feed.forget(work)
 

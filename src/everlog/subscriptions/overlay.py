@@ -1,7 +1,8 @@
-"""What this process's finished units have written and the store has not committed yet.
+"""What this process's finished units have written: what the store has not committed yet, and the rows that it committed last.
 
 A handler sees these writes before they are committed; the committer validates every version read, so that whoever read a write
-that never came is run again.
+that never came is run again. Behind the commit a row is kept for as long as nobody else can write it: state is written under the lease of a
+slot of its subscription, so that holds while this process has all of these slots.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from everlog.store import Delete, Put, ScanRead, StateKey, Store, Unit, Versione
 if TYPE_CHECKING:
     import asyncio  # loaded when it is used: `import everlog` does without
 
+_MOST_KEPT: Final = 8_192
+_MOST_KEPT_BYTES: Final = 512
+"""Of one row's value."""
 _MOST_VOID: Final = 65_536
 """So many versions that never came are remembered: more than handlers can be suspended over. The commit would find a reader all the same."""
 
@@ -36,7 +40,17 @@ class Overlay:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._entries: dict[StateKey, _Entry] = {}
+        self._whole: set[str] = set()  # subscriptions of which this process has all slots
+        self._kept: dict[StateKey, Versioned] = {}  # rows of these as this process committed them last, the latest ones
         self._void: dict[int, None] = {}  # versions that were shown and never came, the newest ones
+
+    def own(self, subscription: str, *, is_whole: bool) -> None:
+        """Note whether this process has all slots of a subscription; to be told before it gives one back."""
+        if is_whole:
+            self._whole.add(subscription)
+        elif subscription in self._whole:
+            self._whole.remove(subscription)
+            self._kept.clear()
 
     def apply(self, unit: Unit, values: Mapping[StateKey, bytes]) -> None:
         """Show a finished unit's writes to later readers.
@@ -66,13 +80,34 @@ class Overlay:
             self._void[unit.version] = None
             if len(self._void) > _MOST_VOID:
                 del self._void[next(iter(self._void))]
+        if not is_committed:
+            for place in unit.reads:
+                self._kept.pop(place, None)
+        keeps = is_committed and unit.slot.subscription in self._whole
         for place, write in unit.writes.items():
             entry = self._entries.get(place)
             is_own = entry is not None and entry.version == (0 if isinstance(write, Delete) else unit.version)
+            self._kept.pop(place, None)
             if entry is not None and (is_own or not is_committed):
                 del self._entries[place]
+                if keeps and not entry.is_blind:
+                    self._keep(place, entry)
                 if entry.done is not None and not entry.done.done():
                     entry.done.set_result(None)
+
+    def _keep(self, place: StateKey, entry: _Entry) -> None:
+        if entry.value is not None and len(entry.value) > _MOST_KEPT_BYTES:
+            return
+        self._kept[place] = Versioned(entry.value, entry.version)
+        if len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+    def known(self, place: StateKey) -> Versioned | None:
+        """Return a row as the next unit should see it, if the store need not be asked and nothing be waited for."""
+        entry = self._entries.get(place)
+        if entry is None:
+            return self._kept.get(place)
+        return None if entry.is_blind else Versioned(entry.value, entry.version)
 
     def is_doomed(self, reads: Mapping[StateKey, int], scans: Sequence[ScanRead]) -> bool:
         """Tell whether something that was read will never be committed, so that the reader cannot be either."""
@@ -94,10 +129,8 @@ class Overlay:
             if entry.done is None:
                 entry.done = asyncio.get_running_loop().create_future()
             await asyncio.shield(entry.done)
-            entry = self._entries.get(place)
-        if entry is not None and not entry.is_blind:
-            return Versioned(entry.value, entry.version)
-        return (await self._store.read([place]))[0]
+        known = self.known(place)
+        return known if known is not None else (await self._store.read([place]))[0]
 
     async def scan(self, state: str, prefix: str) -> list[tuple[str, Versioned]]:
         """Return the rows under a prefix as the next unit should see them, by key text."""

@@ -21,6 +21,7 @@ Key = KeyPart | tuple[KeyPart, ...]
 """What names a row: one value, or a tuple of them. A value and a tuple of it alone are the same key."""
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}/[1-9][0-9]{0,8}")
+_encode_key: Final = msgspec.json.Encoder().encode
 _NUMBERS: Final = (int, float, Decimal)
 
 
@@ -119,6 +120,8 @@ def key_text(key: Key) -> str:
     Raises:
         TxRefused: A part of it is none of str, int and UUID.
     """
+    if type(key) is str and key.isascii():  # as most are
+        return _encode_key((key,)).decode()
     parts = cast("tuple[object, ...]", key if isinstance(key, tuple) else (key,))
     elements: list[str | int] = []
     for part in parts:

@@ -143,9 +143,13 @@ class Tx(Generic[R]):
             return default
         row = self._rows.get(place)
         if row is None:
-            exclusive = await self._turn()
-            row = await (self._context.overlay.read(place) if exclusive is None else exclusive.read(place))
-            self._check()
+            known = self._context.overlay.known(place) if self.exclusive is None else None
+            if known is not None:
+                row = known
+            else:
+                exclusive = await self._turn()
+                row = await (self._context.overlay.read(place) if exclusive is None else exclusive.read(place))
+                self._check()
             row = self._rows.setdefault(place, row)
             self.reads[place] = row.version
         if write is not None:

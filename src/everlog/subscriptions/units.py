@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, cast
 
 from everlog.clock import Clock
-from everlog.contracts.envelope import Origin, address
+from everlog.contracts.envelope import Origin, address, address_one
 from everlog.contracts.topic import Topic
 from everlog.errors import TxRefused
 from everlog.position import Offset, TopicPartition
@@ -89,8 +89,8 @@ class Units:
         if outgoing:
             emits = self._emits(outgoing, call)  # a replay refuses what the first run would have refused
             unit.emits = [] if call.is_replayed else emits
-        unit.size = sum(_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits)
-        unit.size += sum(_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values())
+        unit.size = sum([_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits])
+        unit.size += sum([_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values()])
         self._overlay.apply(unit, sums)
         return unit
 
@@ -109,17 +109,24 @@ class Units:
         now_us = self._clock.wall_us()
         for out in outgoing:
             cause = out.cause.stored if out.cause is not None else handled
-            headers = dict(out.headers or {})
+            headers = dict(out.headers or ())
             headers.setdefault(CORRELATION_ID, cause.headers.get(CORRELATION_ID, cause.id))
             headers.setdefault(CAUSATION_ID, cause.id)
             if TRACEPARENT in cause.headers:
                 headers.setdefault(TRACEPARENT, cause.headers[TRACEPARENT])
             # Stable when the same record is handled again; a cause from elsewhere can be that of several.
-            origin = cause if call.has(cause) else handled
-            text = f"{origin.source}\x1f{origin.id}\x1f"
+            known = cause if cause is handled or call.has(cause) else handled
+            text = f"{known.source}\x1f{known.id}\x1f"
             index = indices.setdefault(text, itertools.count())
+            origin = Origin(self._app, now_us, headers, self._next_partition)
+            if (
+                len(out.events) == 1 and cause is handled and not out.headers
+            ):  # as nearly always; a log takes no headers that need a check
+                topic, record = address_one(out.events[0], origin, self._id(text, next(index)))
+                emits.append(Emitted(topic.name, record))
+                continue
             ids = [self._id(text, next(index)) for _ in out.events]
-            addressed = address(out.events, Origin(self._app, now_us, headers, self._next_partition), ids=ids)
+            addressed = address(out.events, origin, ids=ids)
             placed: list[tuple[int, Emitted]] = []
             for target in addressed:
                 placed.extend(

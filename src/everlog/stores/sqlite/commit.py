@@ -6,25 +6,35 @@ not applied needs no savepoint, and each table gets its rows of the whole group 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import apsw
 import msgspec
 
 from everlog.amount import total
-from everlog.drivers.sqlite.rows import rows_of
+from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.position import Offset, TopicPartition
-from everlog.store import Add, Delete, Lease, Outcome, Progress, Put, Room, ScanRead, Slot, StateKey, Unit
+from everlog.store import Add, Emitted, Lease, Outcome, Progress, Put, Room, ScanRead, Slot, StateKey, Unit
+from everlog.stores.sqlite import outbox
 from everlog.stores.sqlite.leases import is_valid
+from everlog.stores.sqlite.many import Insert
 from everlog.stores.sqlite.names import Names, names
+from everlog.stores.sqlite.outbox import Numbering
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 _ROW: Final = "SELECT value, version FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?"
-_PUT_ROW: Final = (
-    "INSERT INTO state VALUES (?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (subscription, generation, state, key) DO UPDATE SET value = excluded.value, version = excluded.version"
+# One step for all of them: between two steps the interpreter would be lent to the event loop, and waited for.
+_VERSIONS: Final = (
+    "SELECT json_group_array((SELECT version FROM state WHERE subscription = ?1 AND generation = ?2 AND state = ?3 AND key = asked.value) "
+    "ORDER BY asked.key) FROM json_each(?4) AS asked"
+)
+_decode_versions: Final = msgspec.json.Decoder(list[int | None]).decode
+_PUT_ROW: Final = Insert(
+    "INSERT INTO state",
+    6,
+    "ON CONFLICT (subscription, generation, state, key) DO UPDATE SET value = excluded.value, version = excluded.version",
 )
 _DELETE_ROW: Final = "DELETE FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?"
 SCAN: Final = (
@@ -37,7 +47,6 @@ _PUT_PROGRESS: Final = (
     "ON CONFLICT (subscription, generation, partition, topic) "
     "DO UPDATE SET through = excluded.through, unfinished = excluded.unfinished, dedupe = excluded.dedupe"
 )
-_EMIT: Final = "INSERT INTO outbox (topic, partition, key, record) VALUES (?, ?, ?, ?)"
 _HOLD: Final = (
     "INSERT INTO held (subscription, generation, slot, key, type, record, cause, attempts, error, trace, next_attempt_us, held_at_us) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -81,11 +90,13 @@ def commit(
     progress: Sequence[tuple[Slot, Progress]],
     *,
     now_us: int,
+    numbering: Numbering | None = None,
 ) -> Sequence[Outcome]:
     """Carry out `Store.commit` inside the transaction of its group. Nothing is written before every unit was judged."""
     known = names(connection)
     owned = {lease.slot for lease in leases if is_valid(connection, lease)}
     rows = _Rows(connection, known)
+    rows.look([unit for unit in units if unit.reads])
     held = _Held(connection)
     outcomes: list[Outcome] = []
     applied: list[Unit] = []
@@ -129,8 +140,17 @@ def commit(
     rows.write()
     connection.executemany(_PUT_PROGRESS, progressed)
     connection.executemany(_HOLD, holds)
+    emits = _emitted(applied)
+    if numbering is not None:
+        numbering.emit(emits)
+    elif emits:
+        outbox.emit(connection, emits)
     _write_rest(connection, applied, now_us)
     return outcomes
+
+
+def _as_json(keys: Iterable[str]) -> str:
+    return msgspec.json.encode(list(keys)).decode()
 
 
 def _unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
@@ -140,16 +160,12 @@ def _unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
     return _encode(sorted({*progress.unfinished, *(offset for offset in put_back if offset <= progress.through)}))
 
 
+def _emitted(units: Sequence[Unit]) -> Sequence[Emitted]:
+    return [emitted for unit in units for emitted in unit.emits]
+
+
 def _write_rest(connection: apsw.Connection, units: Sequence[Unit], now_us: int) -> None:
     """Write what needs no judgement, a table at a time."""
-    connection.executemany(
-        _EMIT,
-        [
-            (emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record))
-            for unit in units
-            for emitted in unit.emits
-        ],
-    )
     connection.executemany(
         _SKIP,
         [(unit.slot.subscription, skip.key, _encode(skip.record), skip.error, now_us) for unit in units for skip in unit.skips],
@@ -205,29 +221,40 @@ class _Rows:
     def __init__(self, connection: apsw.Connection, known: Names) -> None:
         self._connection = connection
         self._names = known
+        self._seen: dict[StateKey, int] = {}  # versions before any unit was applied
         self._rows: dict[StateKey, _Row] = {}  # what was read or changed
         self._changed: dict[StateKey, _Row] = {}
+
+    def look(self, units: Iterable[Unit]) -> None:
+        """Read the versions of all that units have read, with one statement for each state."""
+        asked: dict[str, dict[str, None]] = {}
+        for unit in units:
+            for state, key in unit.reads:
+                asked.setdefault(state, {})[key] = None
+        for state, keys in asked.items():
+            found: bytes = first_of(self._connection, _VERSIONS, (*self._names.state(state), state, _as_json(keys)))
+            versions = _decode_versions(found)
+            self._seen.update(((state, key), version or 0) for key, version in zip(keys, versions, strict=True))
 
     def apply(self, unit: Unit) -> Outcome:
         """Take the unit's writes, if all that it read still stands and its amounts can be added. Otherwise take nothing."""
         for key, version in unit.reads.items():
-            if self._row(key)[1] != version:
+            if self._version(key) != version:
                 return Outcome.CONFLICT
         for scan in unit.scans:
             if not self._still_shows(scan):
                 return Outcome.CONFLICT
         changes: dict[StateKey, _Row] = {}
         for key, write in unit.writes.items():
-            match write:
-                case Put(value):
-                    changes[key] = (value, unit.version)
-                case Add(amount):
-                    added = total(self._row(key)[0], amount)
-                    if added is None:
-                        return Outcome.REFUSED
-                    changes[key] = (added, unit.version)
-                case Delete():
-                    changes[key] = (None, 0)
+            if isinstance(write, Put):
+                changes[key] = (write.value, unit.version)
+            elif isinstance(write, Add):
+                added = total(self._row(key)[0], write.amount)
+                if added is None:
+                    return Outcome.REFUSED
+                changes[key] = (added, unit.version)
+            else:
+                changes[key] = (None, 0)
         self._rows.update(changes)
         self._changed.update(changes)
         return Outcome.COMMITTED
@@ -235,10 +262,20 @@ class _Rows:
     def write(self) -> None:
         """Bring the changes into the database."""
         places = {key: (*self._names.state(key[0]), *key) for key in self._changed}
-        self._connection.executemany(
-            _PUT_ROW, [(*places[key], value, version) for key, (value, version) in self._changed.items() if value is not None]
+        _PUT_ROW.write(
+            self._connection,
+            [(*places[key], value, version) for key, (value, version) in self._changed.items() if value is not None],
         )
         self._connection.executemany(_DELETE_ROW, [places[key] for key, (value, _) in self._changed.items() if value is None])
+
+    def _version(self, key: StateKey) -> int:
+        row = self._rows.get(key)
+        if row is None:
+            seen = self._seen.get(key)
+            if seen is not None:
+                return seen
+            row = self._row(key)
+        return row[1]
 
     def _row(self, key: StateKey) -> _Row:
         row = self._rows.get(key)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, repeat
+from typing import Any, Final, cast
 
 import apsw
 import msgspec
@@ -11,8 +12,9 @@ import msgspec
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.position import TopicPartition
 from everlog.record import NewRecord
-from everlog.store import RELAY, Emitted, Lease, OutboxRow
-from everlog.stores.sqlite.leases import check
+from everlog.store import RELAY, Emitted, Handover, Lease, OutboxRow
+from everlog.stores.sqlite.leases import check, is_valid
+from everlog.stores.sqlite.many import Insert
 
 _COLUMNS: Final = "id, topic, partition, record, sequence, error"
 # Both ask the index of refused rows, which is empty but for an alarm. A null key is equal to nothing: it waits behind nobody.
@@ -20,6 +22,13 @@ _BEHIND: Final = (
     "EXISTS (SELECT 1 FROM outbox AS r WHERE r.topic = o.topic AND r.key = o.key AND r.error IS NOT NULL AND r.id < o.id)"
 )
 
+_IS_SPECIAL: Final = "SELECT EXISTS (SELECT 1 FROM outbox WHERE error IS NOT NULL), EXISTS (SELECT 1 FROM sent_before)"
+"""Some keys wait, or some events are not to be sent."""
+_MOST_BEHIND: Final = 1_000
+
+_EMIT: Final = Insert("INSERT INTO outbox (topic, partition, key, record, sequence)", 5)
+
+_encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(NewRecord).decode
 
 
@@ -33,31 +42,133 @@ def waiting(connection: apsw.Connection, after: int, limit: int) -> Sequence[Out
     return [_outbox_row(row) for row in rows]
 
 
+def emit(connection: apsw.Connection, emits: Sequence[Emitted]) -> None:
+    """Put events into the outbox; the relay numbers them."""
+    _EMIT.write(
+        connection,
+        [(emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record), None) for emitted in emits],
+    )
+
+
 def number(connection: apsw.Connection, lease: Lease, rows: Sequence[int], done: Sequence[int]) -> Sequence[OutboxRow]:
     """Carry out `Store.number` inside the transaction of its group."""
     check(connection, lease, RELAY)
-    connection.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row in done])
+    _remove(connection, done)
     _drop_sent(connection, rows)
-    highest = dict(issued(connection))
-    numbered: list[OutboxRow] = []
-    given: list[tuple[int, int]] = []
-    changed: set[TopicPartition] = set()
-    for row_id in sorted(set(rows)):
-        for row in rows_of(connection, f"SELECT {_COLUMNS} FROM outbox WHERE id = ?", (row_id,)):
-            found = _outbox_row(row)
-            if found.sequence is None:
-                where = TopicPartition(found.emitted.topic, found.emitted.record.partition)
-                highest[where] = highest.get(where, -1) + 1
-                found = msgspec.structs.replace(found, sequence=highest[where])
-                given.append((highest[where], row_id))
-                changed.add(where)
-            numbered.append(found)
-    connection.executemany("UPDATE outbox SET sequence = ? WHERE id = ?", given)
-    connection.executemany(
-        "INSERT INTO issued VALUES (?, ?, ?) ON CONFLICT (topic, partition) DO UPDATE SET highest = excluded.highest",
-        [(*where, highest[where]) for where in changed],
-    )
+    numbers = _Numbers(connection)
+    found = [
+        _outbox_row(row)
+        for first, last in _ranges(rows)
+        for row in rows_of(connection, f"SELECT {_COLUMNS} FROM outbox WHERE id BETWEEN ? AND ? ORDER BY id", (first, last))
+    ]
+    numbered = numbers.give(found)
+    numbers.write()
     return numbered
+
+
+def numbering(connection: apsw.Connection, handover: Handover) -> Numbering | None:
+    """Return what carries out a relay's handover; ``None`` where it has to look into the outbox itself. Nothing was changed."""
+    lease = handover.lease
+    if lease.slot != RELAY or not is_valid(connection, lease):
+        return None
+    if rows_of(connection, _IS_SPECIAL) != [(0, 0)]:
+        return None
+    behind = rows_of(
+        connection, f"SELECT {_COLUMNS} FROM outbox WHERE id > ? ORDER BY id LIMIT ?", (handover.after, _MOST_BEHIND + 1)
+    )
+    if len(behind) > _MOST_BEHIND:  # what other processes have put there meanwhile; a commit should not wait for so much
+        return None
+    return Numbering(connection, [_outbox_row(row) for row in behind], handover.done)
+
+
+class Numbering:
+    """Numbers what is put into the outbox where it is put there.
+
+    Args:
+        connection: Inside a transaction.
+        behind: Rows that are there already, and that the relay does not know.
+        done: Rows to remove.
+    """
+
+    def __init__(self, connection: apsw.Connection, behind: Sequence[OutboxRow], done: Sequence[int]) -> None:
+        self._connection = connection
+        self._behind = behind
+        self._done = done
+        self.numbered: Sequence[OutboxRow] = ()
+        """What the relay is to send, in order."""
+
+    def emit(self, emits: Sequence[Emitted]) -> None:
+        """Remove, number and put, at the end of a commit. Called once."""
+        _remove(self._connection, self._done)
+        if not emits and not self._behind:
+            return
+        numbers = _Numbers(self._connection)
+        numbered = numbers.give(self._behind)
+        sequences = [numbers.next(emitted) for emitted in emits]
+        numbers.write()
+        _EMIT.write(
+            self._connection,
+            [
+                (emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record), sequence)
+                for emitted, sequence in zip(emits, sequences, strict=True)
+            ],
+        )
+        first = self._connection.last_insert_rowid() - len(emits) + 1  # nobody else writes in this transaction, and ids only rise
+        numbered.extend(map(OutboxRow, count(first), emits, sequences, repeat(None)))
+        self.numbered = numbered
+
+
+class _Numbers:
+    """The numbers of one transaction: consecutive in each partition, behind those given before."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._before = issued(connection)
+        self._highest = dict(self._before)
+        self._given: list[tuple[int, int]] = []
+
+    def next(self, emitted: Emitted) -> int:
+        """Return the number of the next event of a topic and partition."""
+        where = TopicPartition(emitted.topic, emitted.record.partition)
+        sequence = self._highest[where] = self._highest.get(where, -1) + 1
+        return sequence
+
+    def give(self, rows: Iterable[OutboxRow]) -> list[OutboxRow]:
+        """Return rows of the outbox, by id, with their numbers. One that has a number keeps it."""
+        numbered: list[OutboxRow] = []
+        for row in rows:
+            if row.sequence is None:
+                row = OutboxRow(row.id, row.emitted, self.next(row.emitted), row.error)  # noqa: PLW2901
+                self._given.append((cast("int", row.sequence), row.id))
+            numbered.append(row)
+        return numbered
+
+    def write(self) -> None:
+        """Store what was given."""
+        self._connection.executemany("UPDATE outbox SET sequence = ? WHERE id = ?", self._given)
+        self._connection.executemany(
+            "INSERT INTO issued VALUES (?, ?, ?) ON CONFLICT (topic, partition) DO UPDATE SET highest = excluded.highest",
+            [(*where, highest) for where, highest in self._highest.items() if self._before.get(where) != highest],
+        )
+
+
+def _remove(connection: apsw.Connection, rows: Sequence[int]) -> None:
+    connection.executemany("DELETE FROM outbox WHERE id BETWEEN ? AND ?", _ranges(rows))
+
+
+def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and the last of each unbroken series of ids, ascending: rows of one commit have such."""
+    ranges: list[tuple[int, int]] = []
+    first = last = -1
+    for one in sorted(set(ids)):
+        if one != last + 1:
+            if first >= 0:
+                ranges.append((first, last))
+            first = one
+        last = one
+    if first >= 0:
+        ranges.append((first, last))
+    return ranges
 
 
 def _drop_sent(connection: apsw.Connection, rows: Sequence[int]) -> None:
