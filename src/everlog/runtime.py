@@ -189,8 +189,8 @@ class AppRuntime:
         joined = await store.join(handled, alive_s=alive_s)
         versions = itertools.count(joined.version_base + 1)
         overlay = Overlay(store)
+        self._committer = Committer(store, clock, self._snapshot)
         self._relay = Relay(self._log, store, clock=clock)
-        self._committer = Committer(store, clock, self._snapshot, relay=self._relay)
         outlets = Outlets(self._log, create_topics=self._settings.create_topics)
         await outlets.open(declaration.topics)
         around = Surroundings(

@@ -431,20 +431,6 @@ class OutboxRow(msgspec.Struct, frozen=True):
     """Why the log refused it for good; ``None`` otherwise."""
 
 
-class Handover(msgspec.Struct):
-    """What a relay asks of a commit: numbers for what it puts into the outbox, so that these rows need not be read back to be sent."""
-
-    lease: Lease
-    """The relay's."""
-    after: int
-    """Each row up to this id has its number, or waits behind one that was refused."""
-    done: Sequence[int]
-    """Rows to remove: the log has said that it holds them."""
-    numbered: Sequence[OutboxRow] | None = None
-    """Set by the commit: the rows behind `after`, those of other processes too, by id, each with its number. ``None``: it did nothing for the
-    relay, nor removed `done`; what is new stands in the outbox without numbers."""
-
-
 class Landmark(NamedTuple):
     """A record that the log held while the app worked on it. A log that was put back from a backup holds another one there, or none."""
 
@@ -596,12 +582,7 @@ class Store(Protocol):
         ...
 
     async def commit(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         """Apply the units in the order given, and the progress, in one transaction.
 
@@ -610,9 +591,6 @@ class Store(Protocol):
         this call was not applied (`DROPPED`), when it adds to what is no number (`REFUSED`), when its subscription would hold more than
         the unit's `room` (`FULL`). Progress of a fenced slot is not written.
         Units see what earlier units of the same call wrote. Rows in the outbox become visible in the order of commits and units.
-
-        With `handover`, they may get their numbers in the same transaction, as `number` would give them. A store may leave that to `number`, and
-        does so where the relay's lease was lost, where a row was refused, and where rows are not to be sent (`Incarnation.sent`).
 
         Returns:
             One outcome per unit.

@@ -24,7 +24,7 @@ from everlog.drivers.sqlite.rows import rows_of
 from everlog.logs.sqlite.log import SqliteLog
 from everlog.logs.sqlite.writer import Writer
 from everlog.position import TopicPartition
-from everlog.store import RELAY, Handover, Lease, Outcome, Progress, Slot, SlotState, Unit
+from everlog.store import RELAY, Lease, Outcome, Progress, Slot, SlotState, Unit
 from everlog.stores.sqlite.leases import is_valid
 from everlog.stores.sqlite.store import SqliteStore
 from everlog.subscriptions.committer import Committer
@@ -94,23 +94,19 @@ def _torn(dice: random.Random, *, effects_first: bool) -> None:
     stored = Committer._stored
 
     async def torn(
-        self: Committer,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        handover: Handover | None,
+        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = ()
         if effects_first:
-            outcomes = await stored(self, units, leases, [], handover)
+            outcomes = await stored(self, units, leases, [])
         else:
-            await stored(self, [], leases, progress, None)
+            await stored(self, [], leases, progress)
         if units and dice.random() < KILLING:
             kill()
         if effects_first:
-            await stored(self, [], leases, progress, None)
+            await stored(self, [], leases, progress)
             return outcomes
-        return await stored(self, units, leases, progress, handover)
+        return await stored(self, units, leases, progress)
 
     Committer._stored = torn  # type: ignore[method-assign]
 
@@ -206,17 +202,12 @@ def _epoch_outside(dice: random.Random) -> None:
     commit = SqliteStore.commit
 
     async def checked_before(
-        self: SqliteStore,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self: SqliteStore, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         with self._snapshot() as connection:
             leases = [lease for lease in leases if is_valid(connection, lease)]
         await asyncio.sleep(0.02)
-        return await commit(self, units, leases, progress, handover=handover)
+        return await commit(self, units, leases, progress)
 
     SqliteStore.commit = checked_before  # type: ignore[method-assign]
     store_commit.is_valid = _always
@@ -246,14 +237,9 @@ def _unfinished_dropped(dice: random.Random) -> None:
     commit = SqliteStore.commit
 
     async def dying(
-        self: SqliteStore,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self: SqliteStore, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
-        outcomes = await commit(self, units, leases, progress, handover=handover)
+        outcomes = await commit(self, units, leases, progress)
         if any(one.unfinished for _, one in progress) and dice.random() < KILLING:
             kill()
         return outcomes

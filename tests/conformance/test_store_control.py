@@ -88,10 +88,10 @@ def what_is_put_back_replaces_the_rest(patch: pytest.MonkeyPatch) -> None:
 def lanes_are_not_kept(patch: pytest.MonkeyPatch) -> None:
     whole = commit.commit
 
-    def without_lanes(connection: apsw.Connection, units: Sequence[Unit], *rest: Any, **named: Any) -> object:
+    def without_lanes(connection: apsw.Connection, units: Sequence[Unit], *rest: Any, now_us: int) -> object:
         for unit in units:
             unit.lane = None
-        return whole(connection, units, *rest, **named)
+        return whole(connection, units, *rest, now_us=now_us)
 
     patch.setattr(store, "commit", without_lanes)
 
@@ -189,7 +189,7 @@ def nothing_waits_behind_a_refused_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def numbers_start_anew_with_an_empty_outbox(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(outbox, "issued", always({}))
+    patch.setattr(outbox, "issued", always(()))
 
 
 def a_backup_replaces_what_is_there(patch: pytest.MonkeyPatch) -> None:

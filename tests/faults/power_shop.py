@@ -25,7 +25,7 @@ from everlog.key import partition_of
 from everlog.logs.sqlite import open_log
 from everlog.position import Offset, Position
 from everlog.runtime import opened_log
-from everlog.store import Handover, Lease, Progress, Slot, Unit
+from everlog.store import Lease, Progress, Slot, Unit
 from everlog.stores.sqlite import open_store
 from everlog.subscriptions.committer import Committer
 
@@ -72,15 +72,11 @@ def seed_a_bug(name: str) -> None:
         stored = Committer._stored
 
         async def torn(
-            self: Committer,
-            units: Sequence[Unit],
-            leases: Sequence[Lease],
-            progress: Sequence[tuple[Slot, Progress]],
-            handover: Handover | None,
+            self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
         ) -> Any:
             if units:
-                await stored(self, [], leases, progress, None)
-            return await stored(self, units, leases, progress, handover)
+                await stored(self, [], leases, progress)
+            return await stored(self, units, leases, progress)
 
         Committer._stored = torn  # type: ignore[method-assign]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from everlog import App, Delivery, Event, Retry, Settings, Topic, Tx
-from everlog.store import Handover, Lease, Progress, Slot, Unit
+from everlog.store import Lease, Progress, Slot, Unit
 from everlog.subscriptions.committer import Committer
 from everlog.subscriptions.run import Run
 
@@ -84,16 +84,12 @@ def seed_a_bug(name: str) -> None:
         stored = Committer._stored
 
         async def torn(
-            self: Committer,
-            units: Sequence[Unit],
-            leases: Sequence[Lease],
-            progress: Sequence[tuple[Slot, Progress]],
-            handover: Handover | None,
+            self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
         ) -> Any:
-            await stored(self, [], leases, progress, None)
+            await stored(self, [], leases, progress)
             if units and dice.random() < 0.1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return await stored(self, units, leases, progress, handover)
+            return await stored(self, units, leases, progress)
 
         Committer._stored = torn  # type: ignore[method-assign]
     elif name == "skip":  # a record is passed over

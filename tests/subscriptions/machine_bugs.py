@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from everlog.codec import Chunk
 from everlog.errors import EverlogError
 from everlog.log import Status
-from everlog.store import Emitted, Lease, OutboxRow, Outcome, Progress, Slot, SlotState, Unit
+from everlog.store import Lease, OutboxRow, Outcome, Progress, Slot, SlotState, Unit
 from everlog.stores.sqlite import commit
 from everlog.stores.sqlite import leases as leases_of
 from everlog.stores.sqlite.store import SqliteStore
@@ -73,10 +73,10 @@ def progress_before_effects(patch: pytest.MonkeyPatch) -> None:
     stored = Committer._stored
 
     async def torn(
-        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]], *rest: Any
+        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
-        await stored(self, [], leases, progress, None)
-        return await stored(self, units, leases, progress, *rest)
+        await stored(self, [], leases, progress)
+        return await stored(self, units, leases, progress)
 
     patch.setattr(Committer, "_stored", torn)
 
@@ -86,11 +86,11 @@ def effects_before_progress(patch: pytest.MonkeyPatch) -> None:
     stored = Committer._stored
 
     async def torn(
-        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]], *rest: Any
+        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
-        outcomes = await stored(self, units, leases, [], *rest)
+        outcomes = await stored(self, units, leases, [])
         await asyncio.sleep(0)
-        await stored(self, [], leases, progress, None)
+        await stored(self, [], leases, progress)
         return outcomes
 
     patch.setattr(Committer, "_stored", torn)
@@ -111,17 +111,13 @@ def epoch_checked_before_the_transaction(patch: pytest.MonkeyPatch) -> None:
     valid: list[Lease] = []
 
     async def early(
-        self: SqliteStore,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        **named: Any,
+        self: SqliteStore, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         with self._snapshot() as connection:
             valid.extend(lease for lease in leases if leases_of.is_valid(connection, lease))
         for _ in range(8):
             await asyncio.sleep(0)
-        return await whole(self, units, leases, progress, **named)
+        return await whole(self, units, leases, progress)
 
     def was_valid(connection: apsw.Connection, lease: Lease) -> bool:
         return lease in valid
@@ -172,12 +168,12 @@ def relay_without_numbers(patch: pytest.MonkeyPatch) -> None:
 
 def emitted_backwards(patch: pytest.MonkeyPatch) -> None:
     """Break that the events of a key are emitted in the order in which they were committed."""
-    emitted = commit._emitted
+    write_rest = commit._write_rest
 
-    def backwards(units: Sequence[Unit]) -> Sequence[Emitted]:
-        return emitted(list(reversed(units)))
+    def backwards(connection: apsw.Connection, units: Sequence[Unit], now_us: int) -> None:
+        write_rest(connection, list(reversed(units)), now_us)
 
-    patch.setattr(commit, "_emitted", backwards)
+    patch.setattr(commit, "_write_rest", backwards)
 
 
 def reader_skips(patch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from everlog.errors import LogError, StoreError, StoreReadOnly
 from everlog.log import Appended, Expect, ProducerBatch, Status
 from everlog.logs.memory import MemoryLog, MemoryReader
 from everlog.record import NewRecord
-from everlog.store import Handover, Lease, Outcome, Progress, Slot, Unit
+from everlog.store import Lease, Outcome, Progress, Slot, Unit
 from everlog.stores.sqlite import store as sqlite
 from everlog.stores.sqlite.store import Job, SqliteStore
 from everlog.stores.sqlite.tables import STORE
@@ -140,12 +140,7 @@ class Handle(SqliteStore):
         return await super()._write(run, size=size, is_alone=is_alone)
 
     async def commit(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         faults = self._faults
         assert faults is not None
@@ -153,7 +148,7 @@ class Handle(SqliteStore):
         if is_lost:
             faults.lost_commits -= 1
         if not is_lost or faults.dice.random() < 0.5:
-            outcomes = await super().commit(units, leases, progress, handover=handover)
+            outcomes = await super().commit(units, leases, progress)
             epochs = {lease.slot: lease.epoch for lease in leases}
             faults.committed += [
                 (unit, epochs[unit.slot]) for unit, outcome in zip(units, outcomes, strict=True) if outcome is Outcome.COMMITTED

@@ -65,12 +65,12 @@ async def test_progress_that_is_committed_without_its_effects_is_caught(world: M
     stored = Committer._stored
 
     async def torn(
-        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]], *rest: Any
+        self: Committer, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Any:
         """Two transactions where one belongs."""
-        await stored(self, [], leases, progress, None)
+        await stored(self, [], leases, progress)
         await asyncio.sleep(0)
-        return await stored(self, units, leases, progress, *rest)
+        return await stored(self, units, leases, progress)
 
     monkeypatch.setattr(Committer, "_stored", torn)
     assert await _any_caught(world, Chaos, range(10))

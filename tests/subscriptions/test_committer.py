@@ -10,7 +10,7 @@ import pytest
 
 from everlog.errors import SqlTimeout, StoreReadOnly
 from everlog.position import Offset, TopicPartition
-from everlog.store import Handover, Lease, Outcome, Progress, Slot, SlotState, Store, Unit
+from everlog.store import Lease, Outcome, Progress, Slot, SlotState, Store, Unit
 from everlog.subscriptions.committer import GROUP_BYTES, GROUP_UNITS, Committer, Pending
 from everlog.subscriptions.progress import SlotWork
 from everlog.testing.clock import ManualClock
@@ -31,12 +31,7 @@ class FakeStore:
         self.errors: list[Exception] = []
 
     async def commit(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         await asyncio.sleep(0)
         await self.gate.wait()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 import pytest
 from tests.subscriptions.world import LastingStore, Out, out
 
@@ -21,7 +18,7 @@ from everlog.log import Appended, ProducerBatch, Status
 from everlog.logs.memory import MemoryLog
 from everlog.position import BEGINNING, TopicPartition
 from everlog.record import NewRecord
-from everlog.store import RELAY, AppSpec, Emitted, Handover, Lease, OutboxRow, Slot, SubscriptionSpec, Unit
+from everlog.store import RELAY, AppSpec, Emitted, Lease, OutboxRow, Slot, SubscriptionSpec, Unit
 from everlog.subscriptions.relay import Relay
 from everlog.testing.clock import ManualClock
 
@@ -92,7 +89,7 @@ class Bench:
     def new_relay(self) -> Relay:
         return Relay(self.log, self.store, clock=self.clock)
 
-    async def emit(self, *events: Out, topic: str = out.name, handover: Handover | None = None) -> None:
+    async def emit(self, *events: Out, topic: str = out.name) -> None:
         contract = contract_of(Out)
         emits = [
             Emitted(
@@ -105,29 +102,7 @@ class Bench:
         ]
         unit = Unit(self.lease.slot, None, next(self.versions))
         unit.emits = emits
-        await self.store.commit([unit], [self.lease], [], handover=handover)
-        self.relay.wake()
-
-    async def hand_over(self, *events: Out, topic: str = out.name) -> bool:
-        """Emit as the committer does, with what the relay asks for; tells whether they were handed over."""
-        handover = self.relay.offer(has_events=True)
-        await self.emit(*events, topic=topic, handover=handover)
-        if handover is None:
-            return False
-        self.relay.handed(handover)
-        return handover.numbered is not None
-
-    @asynccontextmanager
-    async def relaying(self) -> AsyncGenerator[None]:
-        """Run the relay, from when it has caught up."""
-        running = asyncio.create_task(self.relay.run())
-        try:
-            while self.relay._look_from is not None:
-                await turn(self.clock, 0)
-            yield
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        await self.store.commit([unit], [self.lease], [])
 
     async def drain(self) -> None:
         """Run the relay until the outbox holds only what is parked."""
@@ -295,176 +270,3 @@ async def test_another_relay_takes_the_lease_and_the_first_one_sends_no_more(ben
     with pytest.raises(LeaseLost):
         await bench.relay._send_all(stale)
     assert bench.log.sent == []
-
-
-# ---- what commits hand over ----
-
-
-async def test_what_a_commit_hands_over_is_sent_without_being_read_back(bench: Bench) -> None:
-    read: list[int] = []
-    outbox = bench.store.outbox
-
-    async def noting(*, after: int, limit: int) -> Sequence[OutboxRow]:
-        rows = await outbox(after=after, limit=limit)
-        read.extend(row.id for row in rows)
-        return rows
-
-    bench.store.outbox = noting  # type: ignore[method-assign]
-    async with bench.relaying():
-        for n in range(5):
-            assert await bench.hand_over(Out(SAME[0], 2 * n), Out(SAME[0], 2 * n + 1))
-            await turn(bench.clock)
-        await bench.relay.drain()
-    assert of(await bench.logged(), SAME[0]) == list(range(10))
-    assert read == []
-    assert (await bench.store.status()).outbox == 0
-    assert await bench.store.issued() == await bench.store.acknowledged() == {TopicPartition(out.name, 0): 9}
-
-
-async def test_what_other_processes_committed_before_is_handed_over_first(bench: Bench) -> None:
-    async with bench.relaying():
-        handover = bench.relay.offer(has_events=True)
-        assert handover is not None
-        await bench.emit(Out(SAME[0], 0))  # by somebody else
-        await bench.emit(Out(SAME[0], 1), handover=handover)
-        assert [row.sequence for row in handover.numbered or ()] == [0, 1]
-        bench.relay.handed(handover)
-        await bench.relay.drain()
-    assert of(await bench.logged(), SAME[0]) == [0, 1]
-
-
-async def test_nothing_is_handed_over_without_the_lease(bench: Bench) -> None:
-    async with bench.relaying():
-        handover = bench.relay.offer(has_events=True)
-        assert handover is not None
-        await bench.store.release(handover.lease)
-        await bench.emit(Out(SAME[0], 0), handover=handover)
-        assert handover.numbered is None
-        assert await bench.store.issued() == {}
-        assert [row.sequence for row in await bench.store.outbox(after=0, limit=10)] == [None]
-        bench.relay.handed(handover)
-        await turn(bench.clock, 0)
-    bench.relay = bench.new_relay()
-    await bench.drain()
-    assert of(await bench.logged(), SAME[0]) == [0]
-
-
-async def test_rows_that_a_former_commit_left_are_not_removed_by_a_handover_that_does_nothing(bench: Bench) -> None:
-    await bench.emit(Out(SAME[0], 0))
-    (row,) = await bench.store.outbox(after=0, limit=1)
-    stale = Handover(Lease(RELAY, 1, 999), 0, [row.id])
-    await bench.emit(Out(SAME[0], 1), handover=stale)
-    assert (stale.numbered, (await bench.store.status()).outbox) == (None, 2)
-
-
-async def test_a_commit_without_an_answer_is_found_in_the_table(bench: Bench) -> None:
-    async with bench.relaying():
-        handover = bench.relay.offer(has_events=True)
-        assert handover is not None
-        await bench.emit(Out(SAME[0], 0), handover=handover)
-        handover.numbered = None  # the answer is lost
-        bench.relay.handed(handover)
-        assert not await bench.hand_over(Out(SAME[0], 1))
-        await bench.relay.drain()
-        assert await bench.hand_over(Out(SAME[0], 2))
-        await bench.relay.drain()
-    assert of(await bench.logged(), SAME[0]) == [0, 1, 2]
-
-
-async def test_what_is_handed_over_behind_a_refused_row_waits(bench: Bench) -> None:
-    bad, good = SAME[:2]
-    (poison,) = contract_of(Out).encode([Out(bad, 0)])
-    bench.log.poison = {poison}
-    async with bench.relaying():
-        assert await bench.hand_over(Out(bad, 0), Out(good, 0))
-        assert await bench.hand_over(Out(bad, 1), Out(good, 1))  # before the refusal is known
-        await turn(bench.clock)
-        await bench.hand_over(Out(bad, 2), Out(good, 2))
-        assert not await bench.hand_over(Out(bad, 3), Out(good, 3))
-        await bench.relay.drain()
-    logged = await bench.logged()
-    assert (of(logged, bad), of(logged, good)) == ([], [0, 1, 2, 3])
-    status = await bench.store.status()
-    assert (status.outbox, status.outbox_parked) == (4, 4)
-
-
-async def test_what_is_handed_over_for_a_missing_topic_is_sent_once_it_is_there(bench: Bench) -> None:
-    async with bench.relaying():
-        assert await bench.hand_over(Out(SAME[0], 0), topic="test.unheard-of")
-        assert await bench.hand_over(Out(SAME[0], 1))
-        await bench.relay.drain()
-        assert (await bench.store.status()).outbox == 1
-        await bench.log.ensure_topic(msgspec.structs.replace(out.spec(), name="test.unheard-of"))
-        await bench.relay.drain()
-        assert (await bench.store.status()).outbox == 0
-    assert of(await bench.logged(), SAME[0]) == [1]
-
-
-async def test_only_so_much_is_handed_over_as_memory_should_hold(bench: Bench) -> None:
-    held = asyncio.Event()
-    append = bench.log.append
-
-    async def slowly(*args: Any, **named: Any) -> Appended:
-        await held.wait()
-        return await append(*args, **named)
-
-    bench.log.append = slowly  # type: ignore[method-assign]
-    async with bench.relaying():
-        handed: list[bool] = []
-        for n in range(20):
-            handed.append(await bench.hand_over(Out(SAME[0], n)))
-            await turn(bench.clock, 0)
-        assert handed == [True] * 5 + [False] * 15  # one is being sent, and four wait
-        held.set()
-        await bench.relay.drain()
-    assert of(await bench.logged(), SAME[0]) == list(range(20))
-
-
-@pytest.mark.parametrize("seed", range(40))
-async def test_order_holds_whoever_commits_and_whatever_gets_lost(bench: Bench, seed: int) -> None:
-    dice = random.Random(seed)
-    bench.log.answers = iter([dice.choice(["unknown", "lost", "readonly", None, None, None]) for _ in range(60)])
-    numbers = dict.fromkeys((SAME[0], SAME[1], ELSEWHERE), 0)
-
-    def events() -> list[Out]:
-        made: list[Out] = []
-        for _ in range(dice.randrange(1, 4)):
-            key = dice.choice(list(numbers))
-            made.append(Out(key, numbers[key]))
-            numbers[key] += 1
-        return made
-
-    under_way: Handover | None = None
-    async with bench.relaying():
-        for _ in range(60):
-            match dice.randrange(6):
-                case 0 | 1 if under_way is None:
-                    await bench.hand_over(*events())
-                case 2 if under_way is None:
-                    under_way = bench.relay.offer(has_events=True)
-                case 3 if under_way is not None:
-                    await bench.emit(*events(), handover=under_way)
-                    if dice.random() < 0.3:
-                        under_way.numbered = None
-                    bench.relay.handed(under_way)
-                    under_way = None
-                case 4:
-                    await bench.emit(*events())
-                case _:
-                    await turn(bench.clock, dice.choice([0, 0.5]))
-        if under_way is not None:
-            bench.relay.handed(under_way)
-    if dice.random() < 0.5:
-        bench.relay = bench.new_relay()
-    await bench.drain()
-    logged = await bench.logged()
-    assert {key: of(logged, key) for key in numbers} == {key: list(range(count)) for key, count in numbers.items()}
-    _check_numbers(bench)
-
-
-def _check_numbers(bench: Bench) -> None:
-    firsts: dict[tuple[int, int], bytes] = {}
-    for _, sent in bench.log.sent:
-        for partition, number, data in sent:
-            assert firsts.setdefault((partition, number), data) == data  # nothing else under the same number
-            assert number == 0 or (partition, number - 1) in firsts  # and none before the one before it

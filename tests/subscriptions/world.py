@@ -25,7 +25,6 @@ from everlog.runtime import AppRuntime
 from everlog.settings import Settings
 from everlog.store import (
     Again,
-    Handover,
     Held,
     Lease,
     Outcome,
@@ -126,17 +125,12 @@ class LastingStore(SqliteStore):
         return rows
 
     async def commit(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         if self.before_commit is not None:
             await self.before_commit(units)
         await self._turns()
-        outcomes = await super().commit(units, leases, progress, handover=handover)
+        outcomes = await super().commit(units, leases, progress)
         await self._turns()
         self.commits.append((units, outcomes))
         self._look_back(units, outcomes, leases, progress)

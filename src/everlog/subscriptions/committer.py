@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from everlog.clock import Clock
 from everlog.errors import SqlError, StoreReadOnly
-from everlog.store import Handover, Lease, Outcome, Progress, Section, Slot, Store, Unit
+from everlog.store import Lease, Outcome, Progress, Section, Slot, Store, Unit
 from everlog.subscriptions.progress import SlotWork
-from everlog.subscriptions.relay import Relay
 from everlog.subscriptions.sections import SECTION_S, Exclusive
 
 GROUP_UNITS: Final = 256
@@ -58,16 +57,8 @@ class Pending:
 class Committer:
     """One per process and store."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        snapshot: Callable[[SlotWork, Sequence[Unit]], Iterable[Progress]],
-        *,
-        relay: Relay | None = None,
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, snapshot: Callable[[SlotWork, Sequence[Unit]], Iterable[Progress]]) -> None:
         self._store = store
-        self._relay = relay
         self._clock = clock
         self._snapshot = snapshot
         self._queue: deque[Pending | Exclusive] = deque()
@@ -178,12 +169,7 @@ class Committer:
             waiter for work in works for waiter in self._drained.pop(work, ())
         ]  # before the look at progress: later ones wait for the next
         leases, progress = self._progress(works, units)
-        handover = self._relay.offer(has_events=any([unit.emits for unit in units])) if self._relay is not None else None
-        try:
-            outcomes = await self._stored(units, leases, progress, handover)
-        finally:
-            if handover is not None and self._relay is not None:
-                self._relay.handed(handover)
+        outcomes = await self._stored(units, leases, progress)
         self._group = []
         for waiter in drained:
             if not waiter.done():
@@ -310,16 +296,12 @@ class Committer:
     # ---- the queue ----
 
     async def _stored(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        handover: Handover | None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         """Commit; where the store takes no writes, again and again."""
         while True:
             try:
-                return await self._store.commit(units, leases, progress, handover=handover)
+                return await self._store.commit(units, leases, progress)
             except StoreReadOnly as error:
                 await self._wait_for_room(error)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from msgspec.structs import replace
 
@@ -27,6 +27,10 @@ from everlog.subscriptions.parts import Job, Parts
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Unreadable
 from everlog.subscriptions.worker import Worker
+
+CAREFUL_RECORDS: Final = 256
+"""How many records are tried at once after an unclean takeover. Each group costs four commits: with smaller ones, a service that is killed again and
+again falls behind for good; with larger ones a killer takes more deaths to be found."""
 
 
 class Host(batches.Host, Protocol):
@@ -76,7 +80,8 @@ class Groups:
         """
         caution: Caution | None = None
         if heads is not None:
-            caution = Caution(work.partitions, heads, attempt, self._most)
+            most = self._most if self._batching is not None else max(self._most, CAREFUL_RECORDS)
+            caution = Caution(work.partitions, heads, attempt, most)
             if caution.is_over and (attempt is None or attempt.held is not None):
                 caution = None
         held = attempt.held if attempt is not None else None

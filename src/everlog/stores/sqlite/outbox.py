@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count, repeat
 from typing import Any, Final, cast
 
 import apsw
@@ -12,8 +11,8 @@ import msgspec
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.position import TopicPartition
 from everlog.record import NewRecord
-from everlog.store import RELAY, Emitted, Handover, Lease, OutboxRow
-from everlog.stores.sqlite.leases import check, is_valid
+from everlog.store import RELAY, Emitted, Lease, OutboxRow
+from everlog.stores.sqlite.leases import check
 from everlog.stores.sqlite.many import Insert
 
 _COLUMNS: Final = "id, topic, partition, record, sequence, error"
@@ -22,11 +21,7 @@ _BEHIND: Final = (
     "EXISTS (SELECT 1 FROM outbox AS r WHERE r.topic = o.topic AND r.key = o.key AND r.error IS NOT NULL AND r.id < o.id)"
 )
 
-_IS_SPECIAL: Final = "SELECT EXISTS (SELECT 1 FROM outbox WHERE error IS NOT NULL), EXISTS (SELECT 1 FROM sent_before)"
-"""Some keys wait, or some events are not to be sent."""
-_MOST_BEHIND: Final = 1_000
-
-_EMIT: Final = Insert("INSERT INTO outbox (topic, partition, key, record, sequence)", 5)
+_EMIT: Final = Insert("INSERT INTO outbox (topic, partition, key, record)", 4)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(NewRecord).decode
@@ -46,7 +41,7 @@ def emit(connection: apsw.Connection, emits: Sequence[Emitted]) -> None:
     """Put events into the outbox; the relay numbers them."""
     _EMIT.write(
         connection,
-        [(emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record), None) for emitted in emits],
+        [(emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record)) for emitted in emits],
     )
 
 
@@ -64,58 +59,6 @@ def number(connection: apsw.Connection, lease: Lease, rows: Sequence[int], done:
     numbered = numbers.give(found)
     numbers.write()
     return numbered
-
-
-def numbering(connection: apsw.Connection, handover: Handover) -> Numbering | None:
-    """Return what carries out a relay's handover; ``None`` where it has to look into the outbox itself. Nothing was changed."""
-    lease = handover.lease
-    if lease.slot != RELAY or not is_valid(connection, lease):
-        return None
-    if rows_of(connection, _IS_SPECIAL) != [(0, 0)]:
-        return None
-    behind = rows_of(
-        connection, f"SELECT {_COLUMNS} FROM outbox WHERE id > ? ORDER BY id LIMIT ?", (handover.after, _MOST_BEHIND + 1)
-    )
-    if len(behind) > _MOST_BEHIND:  # what other processes have put there meanwhile; a commit should not wait for so much
-        return None
-    return Numbering(connection, [_outbox_row(row) for row in behind], handover.done)
-
-
-class Numbering:
-    """Numbers what is put into the outbox where it is put there.
-
-    Args:
-        connection: Inside a transaction.
-        behind: Rows that are there already, and that the relay does not know.
-        done: Rows to remove.
-    """
-
-    def __init__(self, connection: apsw.Connection, behind: Sequence[OutboxRow], done: Sequence[int]) -> None:
-        self._connection = connection
-        self._behind = behind
-        self._done = done
-        self.numbered: Sequence[OutboxRow] = ()
-        """What the relay is to send, in order."""
-
-    def emit(self, emits: Sequence[Emitted]) -> None:
-        """Remove, number and put, at the end of a commit. Called once."""
-        _remove(self._connection, self._done)
-        if not emits and not self._behind:
-            return
-        numbers = _Numbers(self._connection)
-        numbered = numbers.give(self._behind)
-        sequences = [numbers.next(emitted) for emitted in emits]
-        numbers.write()
-        _EMIT.write(
-            self._connection,
-            [
-                (emitted.topic, emitted.record.partition, emitted.record.key, _encode(emitted.record), sequence)
-                for emitted, sequence in zip(emits, sequences, strict=True)
-            ],
-        )
-        first = self._connection.last_insert_rowid() - len(emits) + 1  # nobody else writes in this transaction, and ids only rise
-        numbered.extend(map(OutboxRow, count(first), emits, sequences, repeat(None)))
-        self.numbered = numbered
 
 
 class _Numbers:

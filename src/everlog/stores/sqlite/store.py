@@ -28,7 +28,6 @@ from everlog.store import (
     Again,
     AppSpec,
     Attempt,
-    Handover,
     Held,
     HeldKey,
     Incarnation,
@@ -269,23 +268,12 @@ class SqliteStore:
             return rows.scan(connection, names(connection), state, prefix)
 
     async def commit(
-        self,
-        units: Sequence[Unit],
-        leases: Sequence[Lease],
-        progress: Sequence[tuple[Slot, Progress]],
-        *,
-        handover: Handover | None = None,
+        self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
-        size = _SMALL_BYTES + sum([unit.size for unit in units])
-
-        def committed(connection: apsw.Connection) -> tuple[Sequence[Outcome], Sequence[OutboxRow] | None]:
-            numbering = None if handover is None else outbox.numbering(connection, handover)
-            outcomes = commit(connection, units, leases, progress, now_us=self._clock.wall_us(), numbering=numbering)
-            return outcomes, None if numbering is None else numbering.numbered
-
-        outcomes, numbered = await self._write(committed, size=size)
-        if handover is not None:  # stored, so these are the numbers
-            handover.numbered = numbered
+        size = _SMALL_BYTES + sum(unit.size for unit in units)
+        outcomes = await self._write(
+            lambda connection: commit(connection, units, leases, progress, now_us=self._clock.wall_us()), size=size
+        )
         if Outcome.CONFLICT in outcomes:
             self._names = None  # perhaps what it read belongs to a generation that a replay has ended
         return outcomes
