@@ -109,7 +109,7 @@ class Units:
         now_us = self._clock.wall_us()
         for out in outgoing:
             cause = out.cause.stored if out.cause is not None else handled
-            headers = dict(out.headers or ())
+            headers = dict(out.headers or {})
             headers.setdefault(CORRELATION_ID, cause.headers.get(CORRELATION_ID, cause.id))
             headers.setdefault(CAUSATION_ID, cause.id)
             if TRACEPARENT in cause.headers:
