@@ -347,7 +347,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "relay without lease": Bug(
         "every process sends the outbox, under numbers that it keeps for itself", "billing",
-        _relay_without_lease, _rules(Rule.LOST, Rule.DOUBLED), {"roll": 1},
+        _relay_without_lease, _rules(Rule.LOST, Rule.DOUBLED), {"roll": 1, "kill": 2}, seconds=9.0,
     ),
     "relay renumbers": Bug(
         "a relay that starts gives new numbers to what its predecessor may have sent", "billing", _relay_renumbers, _rules(Rule.DOUBLED), {}

@@ -22,7 +22,7 @@ from tests.faults.power_controls import CONTROLS as POWER_CONTROLS
 
 from everlog.conformance.judge import Fault
 
-TRIES: Final = 3
+TRIES: Final = 5
 """A bug is given so many campaigns to show itself: when a process is stopped or killed is decided by dice."""
 
 
