@@ -189,7 +189,7 @@ def nothing_waits_behind_a_refused_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def numbers_start_anew_with_an_empty_outbox(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(outbox, "issued", always(()))
+    patch.setattr(outbox, "issued", always({}))
 
 
 def a_backup_replaces_what_is_there(patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Handlers that take their process down: it is started again, and each time fewer records are suspected, until one is alone.
 
 How often it may die is asserted. A crash leaves no name, so with 4 handlers at once it is found in 1 death that nobody was prepared for, one
-with a group of 4, one with 2 and one alone, and 2 more tries follow: 6. A handler that does not end is named by its own process: 3 tries, 3
+with a group of 16, one each with 8, 4, 2 and 1, and 2 more tries follow: 8. A handler that does not end is named by its own process: 3 tries, 3
 deaths. What a batch had in hand is halved as a group is.
 """
 
@@ -58,7 +58,7 @@ async def assert_parked(scene: Scene, *keys: str, cause: Cause = Cause.KILLED, h
 async def test_the_key_of_a_handler_that_crashes_is_parked_and_the_others_go_on(tmp_path: Path, does: str) -> None:
     async with Scene(tmp_path) as scene:
         await scene.publish(*with_killer(does))
-        deaths = await scene.run(most_deaths=most_deaths(4))
+        deaths = await scene.run(most_deaths=most_deaths(16))
         assert len(deaths) >= TRIES
         await assert_parked(scene, "bad")
 
@@ -84,21 +84,21 @@ async def test_a_held_record_that_kills_when_it_is_tried_again_is_found_at_once(
 async def test_killers_of_several_keys_and_slots_are_found_one_after_another(tmp_path: Path) -> None:
     async with Scene(tmp_path) as scene:
         await scene.publish(*with_killer("exit"), *with_killer("later", "worse"), *with_killer("exit", "worst"))
-        await scene.run(most_deaths=3 * most_deaths(4))
+        await scene.run(most_deaths=3 * most_deaths(16))
         await assert_parked(scene, "bad", "worse", "worst")
 
 
 async def test_two_workers_that_die_of_the_same_event_find_it(tmp_path: Path) -> None:
     async with Scene(tmp_path) as scene:
         await scene.publish(*with_killer("later"))
-        await scene.run(workers=2, most_deaths=2 * most_deaths(4))
+        await scene.run(workers=2, most_deaths=2 * most_deaths(16))
         await assert_parked(scene, "bad")
 
 
 async def test_a_plain_handler_that_crashes_in_its_thread_is_found(tmp_path: Path) -> None:
     async with Scene(tmp_path, kind="plain") as scene:
         await scene.publish(*with_killer("exit"))
-        await scene.run(most_deaths=most_deaths(4))
+        await scene.run(most_deaths=most_deaths(16))
         await assert_parked(scene, "bad")
 
 

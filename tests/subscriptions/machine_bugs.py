@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from everlog.codec import Chunk
 from everlog.errors import EverlogError
 from everlog.log import Status
-from everlog.store import Lease, OutboxRow, Outcome, Progress, Slot, SlotState, Unit
+from everlog.store import Emitted, Lease, OutboxRow, Outcome, Progress, Slot, SlotState, Unit
 from everlog.stores.sqlite import commit
 from everlog.stores.sqlite import leases as leases_of
 from everlog.stores.sqlite.store import SqliteStore
@@ -168,12 +168,12 @@ def relay_without_numbers(patch: pytest.MonkeyPatch) -> None:
 
 def emitted_backwards(patch: pytest.MonkeyPatch) -> None:
     """Break that the events of a key are emitted in the order in which they were committed."""
-    write_rest = commit._write_rest
+    emitted = commit._emitted
 
-    def backwards(connection: apsw.Connection, units: Sequence[Unit], now_us: int) -> None:
-        write_rest(connection, list(reversed(units)), now_us)
+    def backwards(units: Sequence[Unit]) -> Sequence[Emitted]:
+        return emitted(list(reversed(units)))
 
-    patch.setattr(commit, "_write_rest", backwards)
+    patch.setattr(commit, "_emitted", backwards)
 
 
 def reader_skips(patch: pytest.MonkeyPatch) -> None:

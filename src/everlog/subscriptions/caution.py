@@ -1,6 +1,6 @@
 """Caution after an unclean takeover: which records may have killed the slot's former owner, and how many to try at once.
 
-nothing attempted     groups of 256, or of `concurrency`, or batches: each is stored as an attempt before it starts
+nothing attempted     groups of four times `concurrency`, or batches: each is stored as an attempt before it starts
 n attempted, n > 1    the process died with these: groups of n / 2, until they are through
 1 attempted           that one did it: its key is blocked, and it is not tried now
 """

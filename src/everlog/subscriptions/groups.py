@@ -28,9 +28,9 @@ from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Unreadable
 from everlog.subscriptions.worker import Worker
 
-CAREFUL_RECORDS: Final = 256
-"""How many records are tried at once after an unclean takeover. Each group costs four commits: with smaller ones, a service that is killed again and
-again falls behind for good; with larger ones a killer takes more deaths to be found."""
+CAREFUL_TIMES: Final = 4
+"""How many times `concurrency` is tried at once after an unclean takeover. Each group costs four commits: with smaller ones, a service that is killed
+again and again falls behind for good; with larger ones a killer takes more deaths to be found."""
 
 
 class Host(batches.Host, Protocol):
@@ -80,7 +80,7 @@ class Groups:
         """
         caution: Caution | None = None
         if heads is not None:
-            most = self._most if self._batching is not None else max(self._most, CAREFUL_RECORDS)
+            most = self._most if self._batching is not None else self._most * CAREFUL_TIMES
             caution = Caution(work.partitions, heads, attempt, most)
             if caution.is_over and (attempt is None or attempt.held is not None):
                 caution = None

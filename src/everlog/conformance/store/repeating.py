@@ -75,15 +75,16 @@ async def a_replay_can_keep_the_state(harness: StoreUnderTest) -> None:
 
 @case()
 async def what_is_in_flight_when_events_begin_again_is_never_committed(harness: StoreUnderTest) -> None:
-    for count, again in enumerate((_replay(), _rewind()), start=1):
+    for again in (_replay(), _rewind()):
         async with at_work(harness, SLOT) as worker:
             await _handled(worker, 0, through=0)
+            before = await numbers_in_outbox(worker.store)
             await worker.store.start_again(again)
             late = worker.writing({'["late"]': Put(b"1")}, emits=[emitted(9)], finishes=finished(1))
             same(await worker.commit(late, progress=[progress(1)]), [Outcome.FENCED], "the outcome")
             same(await value_of(worker.store, '["late"]'), None, "what it wrote")
             same(list((await _taken_anew(worker)).progress), [progress(-1)], "where the slot stands")
-            same(await numbers_in_outbox(worker.store), [0] * count, "the outbox")
+            same(await numbers_in_outbox(worker.store), before, "the outbox")
 
 
 @case()

@@ -15,7 +15,7 @@ import msgspec
 from everlog.amount import total
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.position import Offset, TopicPartition
-from everlog.store import Add, Lease, Outcome, Progress, Put, Room, ScanRead, Slot, StateKey, Unit
+from everlog.store import Add, Emitted, Lease, Outcome, Progress, Put, Room, ScanRead, Slot, StateKey, Unit
 from everlog.stores.sqlite import outbox
 from everlog.stores.sqlite.leases import is_valid
 from everlog.stores.sqlite.many import Insert
@@ -138,7 +138,7 @@ def commit(
     rows.write()
     connection.executemany(_PUT_PROGRESS, progressed)
     connection.executemany(_HOLD, holds)
-    outbox.emit(connection, [emitted for unit in applied for emitted in unit.emits])
+    outbox.emit(connection, _emitted(applied))
     _write_rest(connection, applied, now_us)
     return outcomes
 
@@ -152,6 +152,10 @@ def _unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
         return _encode(sorted(progress.unfinished))
     # An offset above `through` is not claimed to be finished, so it needs no exception.
     return _encode(sorted({*progress.unfinished, *(offset for offset in put_back if offset <= progress.through)}))
+
+
+def _emitted(units: Sequence[Unit]) -> Sequence[Emitted]:
+    return [emitted for unit in units for emitted in unit.emits]
 
 
 def _write_rest(connection: apsw.Connection, units: Sequence[Unit], now_us: int) -> None:
