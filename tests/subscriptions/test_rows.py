@@ -105,7 +105,7 @@ async def test_a_reader_of_a_counter_that_is_always_added_to_gets_its_turn(world
             await w.client.publish(Right("r"))
     await w.start()
     await w.until(lambda: bool(read))
-    assert added < 20_000
+    assert added < 10_000
 
 
 async def test_order_holds_when_units_conflict_again_and_again(world: Make) -> None:

@@ -43,6 +43,8 @@ class Overlay:
         self._whole: set[str] = set()  # subscriptions of which this process has all slots
         self._kept: dict[StateKey, Versioned] = {}  # rows of these as this process committed them last, the latest ones
         self._void: dict[int, None] = {}  # versions that were shown and never came, the newest ones
+        self._readers = 0  # so many wait for a row that was added to
+        self._is_read: asyncio.Event | None = None
 
     def own(self, subscription: str, *, is_whole: bool) -> None:
         """Note whether this process has all slots of a subscription; to be told before it gives one back."""
@@ -123,14 +125,41 @@ class Overlay:
         A blind addition is waited for: its sum is the store's to say.
         """
         entry = self._entries.get(place)
-        if entry is not None and entry.is_blind:
-            import asyncio  # it costs 40 ms, and whoever only declares an app does not need it
+        if entry is None or not entry.is_blind:
+            return await self._current(place)
+        import asyncio  # it costs 40 ms, and whoever only declares an app does not need it
 
-            if entry.done is None:
-                entry.done = asyncio.get_running_loop().create_future()
+        if entry.done is None:
+            entry.done = asyncio.get_running_loop().create_future()
+        self._readers += 1
+        try:
             await asyncio.shield(entry.done)
+            return await self._current(place)
+        finally:
+            self._readers -= 1
+            if not self._readers and self._is_read is not None:
+                self._is_read.set()
+
+    async def _current(self, place: StateKey) -> Versioned:
         known = self.known(place)
         return known if known is not None else (await self._store.read([place]))[0]
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits until what is added to a row is committed: whoever starts handlers lets them have their turn first.
+
+        Else the next addition is there before the last is committed, for as long as there is a backlog.
+        """
+        return self._readers > 0
+
+    async def read_by_all(self) -> None:
+        """Wait until nobody waits any more for a row that was added to."""
+        import asyncio
+
+        while self._readers:
+            self._is_read = self._is_read or asyncio.Event()
+            self._is_read.clear()
+            await self._is_read.wait()
 
     async def scan(self, state: str, prefix: str) -> list[tuple[str, Versioned]]:
         """Return the rows under a prefix as the next unit should see them, by key text."""

@@ -175,7 +175,7 @@ class Taking:
         self._active = me
         loop = asyncio.get_running_loop()
         loop.call_soon(self._relieve)
-        lanes, committer, context = self._lanes.by_key, self._committer, self._calls.context
+        lanes, committer, context, overlay = self._lanes.by_key, self._committer, self._calls.context, self._overlay
         succeeded = self._host.succeeded if self._host.is_listening else None
         until_s = time.perf_counter() + _TURN_S
         count = 0
@@ -229,9 +229,9 @@ class Taking:
                     await self._run_lane(me, me.lane)
                     return
                 count += 1
-                if count % _TURN_EVERY == 0 and (time.perf_counter() > until_s or committer.is_full):
+                if count % _TURN_EVERY == 0 and (time.perf_counter() > until_s or committer.is_full or overlay.is_awaited):
                     me.run = None  # none of its records is in a handler now
-                    await (committer.room() if committer.is_full else let_others_run())
+                    await self._let_others()
                     is_due_elsewhere = (self._lanes.scheduled or self._jobs) and not self._idle
                     if self._host.is_stopping or self._host.is_paused or self._feed.current is not run or is_due_elsewhere:
                         self._active = None
@@ -244,6 +244,12 @@ class Taking:
             committer.touch(run.work, urgent=self._feed.is_last)
         me.run = None
         self._active = None
+
+    async def _let_others(self) -> None:
+        """Wait for those that are behind: the store, readers of what is added to, and whoever else needs the event loop."""
+        if self._overlay.is_awaited:
+            await self._overlay.read_by_all()
+        await (self._committer.room() if self._committer.is_full else let_others_run())
 
     def call(self, branch: Branch, event: object, run: Run, index: int) -> Call:
         """Return the call of a handler for a record."""
