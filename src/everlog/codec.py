@@ -106,6 +106,32 @@ def encode_chunk(records: Sequence[NewRecord], runs: Sequence[ProducerRun], logg
     envelope = _Envelope(
         typed, type_of, keys, [record.time_us for record in records], sources, source_of, list(runs), logged_at_us
     )
+    given = [
+        record.id is not None
+        or record.headers
+        or record.logged_at_us is not None
+        or record.tags
+        or record.flags
+        or record.key_id
+        or record.tenant
+        for record in records
+    ]  # one look at each: a list for every column costs twice as much
+    if any(given):
+        _add_rare(envelope, records, logged_at_us)
+    slices = [record.data for record in records]
+    starts = array("I", accumulate([len(data) + 1 for data in slices[:-1]], initial=1))
+    if sys.byteorder == "big":
+        starts.byteswap()
+    offsets = starts.tobytes()
+    packed = _envelope_encoder.encode(envelope)
+    data = b"[" + b",".join(slices) + b"]"
+    head = _HEAD.pack(_MAGIC, _FORMAT, _CODEC_JSON, _COMPRESSION_NONE, 0, len(slices), 0, len(packed), len(data), 0)[:_CRC_AT]
+    crc = zlib.crc32(data, zlib.crc32(packed, zlib.crc32(offsets, zlib.crc32(head))))
+    return b"".join((head, crc.to_bytes(4, "little"), offsets, packed, data))
+
+
+def _add_rare(envelope: _Envelope, records: Sequence[NewRecord], logged_at_us: int) -> None:
+    """Add the columns of what few senders give."""
     ids = [record.id for record in records]
     if not _is_all(ids, None):
         envelope.ids = ids
@@ -120,16 +146,6 @@ def encode_chunk(records: Sequence[NewRecord], runs: Sequence[ProducerRun], logg
         envelope.flags = [record.flags for record in records]
         envelope.key_ids = [record.key_id for record in records]
         envelope.tenants = [record.tenant for record in records]
-    slices = [record.data for record in records]
-    starts = array("I", accumulate([len(data) + 1 for data in slices[:-1]], initial=1))
-    if sys.byteorder == "big":
-        starts.byteswap()
-    packed = _envelope_encoder.encode(envelope)
-    data = b"[" + b",".join(slices) + b"]"
-    head = _HEAD.pack(_MAGIC, _FORMAT, _CODEC_JSON, _COMPRESSION_NONE, 0, len(slices), 0, len(packed), len(data), 0)
-    rest = b"".join((starts.tobytes(), packed, data))
-    crc = zlib.crc32(rest, zlib.crc32(head[:_CRC_AT]))
-    return head[:_CRC_AT] + crc.to_bytes(4, "little") + rest
 
 
 class Chunk:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count as count_from
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import apsw
 import msgspec
@@ -193,7 +193,7 @@ class Writer:
                 offset += 1
         if is_whole:  # as nearly always: one pass for all
             nexts = {partition: count_from(first) for partition, first in firsts.items()}
-            offsets[:] = [Offset(next(nexts[record.partition])) for record in job.records]
+            offsets = [cast("Offset", next(nexts[record.partition])) for record in job.records]
         return Appended(statuses, offsets, errors)
 
     def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
