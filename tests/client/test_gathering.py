@@ -10,7 +10,7 @@ import pytest
 from tests.client.test_client import Bench
 from tests.subscriptions.world import Left, Right, left, right
 
-from everlog.errors import EventRefused, LogReadOnly, PublishUnknown
+from everlog.errors import Closed, EventRefused, LogReadOnly, PublishUnknown
 from everlog.key import partition_of
 from everlog.position import TopicPartition
 
@@ -139,3 +139,35 @@ async def test_a_call_that_is_cancelled_takes_no_other_along(bench: Bench) -> No
     assert isinstance(ended[1], asyncio.CancelledError)
     assert not isinstance(ended[0], BaseException)
     assert not isinstance(ended[2], BaseException)
+
+
+async def test_a_log_that_was_closed_is_told_to_everybody_of_the_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> Any:
+        raise Closed("the log was closed")
+
+    monkeypatch.setattr(bench.client._publisher, "begin", closed)
+    calls = [bench.client.publish(Left(key)) for key in ("a", "b")]
+    async with asyncio.timeout(3):
+        told = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(one) for one in told] == [Closed, Closed]
+
+
+async def test_nobody_waits_for_a_sending_that_was_cancelled_before_it_began(bench: Bench) -> None:
+    call = asyncio.ensure_future(bench.client.publish(Left("a")))
+    before = asyncio.all_tasks()
+    await asyncio.sleep(0)
+    (sending,) = asyncio.all_tasks() - before
+    sending.cancel()
+    async with asyncio.timeout(3):
+        await asyncio.wait([call])
+        assert call.cancelled()
+        assert not bench.log.sent
+        await bench.client.publish(Left("b"))
+    assert len(bench.log.sent) == 1
+
+
+async def test_what_waits_for_the_end_of_the_turn_is_sent_once_where_another_call_sends_it(bench: Bench) -> None:
+    first = asyncio.ensure_future(bench.client.publish(Left("a", 1)))
+    second = asyncio.ensure_future(bench.client.publish(Left("a", 2), Left("a", 3)))
+    await asyncio.gather(first, second)
+    assert [len(sent[2]) for sent in bench.log.sent] == [1, 2]

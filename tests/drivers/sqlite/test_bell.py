@@ -69,6 +69,21 @@ async def test_a_stroke_between_looking_and_waiting_is_not_missed(tmp_path: Path
         assert bell.strokes > strokes
 
 
+async def test_the_event_loop_is_not_woken_before_somebody_waits_and_nothing_is_missed_by_that(tmp_path: Path) -> None:
+    async with listening(tmp_path / "bell") as bell:
+        bell.ring(1)
+        await asyncio.sleep(0.01)  # the kernel tells at once
+        assert bell.strokes == 0
+        await at_once(bell.wait(0))
+        assert bell.strokes == 1
+
+
+async def test_a_bell_nobody_waited_for_is_closed_in_order(tmp_path: Path) -> None:
+    async with listening(tmp_path / "bell") as bell:
+        bell.ring(1)
+    await at_once(bell.wait(bell.strokes, seconds=0.001))
+
+
 async def test_waiting_ends_after_its_seconds(tmp_path: Path) -> None:
     async with listening(tmp_path / "bell") as bell:
         await at_once(bell.wait(bell.strokes, seconds=0.001))
