@@ -220,7 +220,7 @@ class Unit(msgspec.Struct):
         emits: Events for the outbox, in order.
         holds: Copies to hold, in order, behind what their keys hold already.
         retried: A held record that failed again.
-        releases: Held records that are done with.
+        releases: Held records that are done with. Where one is not held any more, the unit is in conflict.
         skips: What is passed over, for the list.
         room: How much the subscription may hold in all; ``None`` for a unit without `holds`.
         timers: Timers set or, with `emitted` ``None``, removed.

@@ -270,3 +270,28 @@ async def test_another_relay_takes_the_lease_and_the_first_one_sends_no_more(ben
     with pytest.raises(LeaseLost):
         await bench.relay._send_all(stale)
     assert bench.log.sent == []
+
+
+async def test_a_drain_waits_for_what_came_while_the_relay_had_looked_already(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    outbox = bench.store.outbox
+
+    async def slow(*, after: int, limit: int) -> Sequence[OutboxRow]:
+        rows = await outbox(after=after, limit=limit)
+        looked.set()
+        await go_on.wait()
+        return rows
+
+    monkeypatch.setattr(bench.store, "outbox", slow)
+    running = asyncio.create_task(bench.relay.run())
+    try:
+        await looked.wait()
+        await bench.emit(Out("k", 1))
+        draining = asyncio.create_task(bench.relay.drain())
+        await turn(bench.clock)
+        go_on.set()
+        await asyncio.wait_for(draining, 10)
+        assert (await bench.store.status()).outbox == 0
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

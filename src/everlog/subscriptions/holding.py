@@ -386,10 +386,11 @@ class Holding:
             cause = Cause.UNREADABLE if is_unhandled else _cause(error)
             unit.retried = Retried(held.id, cause, attempts, line, trace, due_us)
             self._say(lane.key, line, attempts, delay_s)
-        is_committed = await self._committed(lane, unit) is Outcome.COMMITTED
+        outcome = await self._committed(lane, unit)
+        is_committed = outcome is Outcome.COMMITTED
         if policy == "skip":
             lane.held = max(0, lane.held - is_committed)
-            return Outcome.COMMITTED if is_committed else None
+            return outcome if outcome in (Outcome.COMMITTED, Outcome.CONFLICT) else None
         if is_committed and due_us is not None:
             self._lanes.set_due(lane, due_us)
         if policy == "stop":

@@ -38,7 +38,9 @@ class Relay:
         self._producer = relay_producer(store.identity, store.incarnation)
         self._wake = asyncio.Event()
         self._lease: Lease | None = None
-        self._is_empty = asyncio.Event()
+        self._begun = 0  # passes over the outbox
+        self._ended = 0  # the last of them that found nothing more, or was another process's to make
+        self._has_ended = asyncio.Event()
 
     @property
     def is_ours(self) -> bool:
@@ -48,13 +50,13 @@ class Relay:
     def wake(self) -> None:
         """Look into the outbox."""
         self._wake.set()
-        self._is_empty.clear()
 
     async def run(self) -> None:
         """Send what is there, wait, and again, until cancelled."""
         pause_s = _PAUSE_FIRST_S
         while True:
             self._wake.clear()
+            self._begun += 1
             try:
                 if self._lease is None:
                     self._lease = await self._store.acquire(RELAY)
@@ -69,13 +71,17 @@ class Relay:
                 await self._clock.sleep(pause_s)
                 pause_s = min(_PAUSE_MOST_S, pause_s * 2)
                 continue
-            self._is_empty.set()
+            self._ended = self._begun
+            self._has_ended.set()
             await self._wake.wait()
 
     async def drain(self) -> None:
         """Wait until the outbox was seen empty after this call, or another process sends it."""
+        wanted = self._begun + 1  # the pass that is under way may have looked already
         self.wake()
-        await self._is_empty.wait()
+        while self._ended < wanted:
+            self._has_ended.clear()
+            await self._has_ended.wait()
 
     async def release(self) -> None:
         """Give the lease back."""

@@ -17,10 +17,12 @@ from everlog.conformance.store.harness import (
     behind,
     failed,
     held_offsets,
+    number,
     stored,
+    value_of,
 )
 from everlog.errors import LeaseLost
-from everlog.store import Cause, HeldKey, Hold, Request, Retried, Slot, SubscriptionStatus
+from everlog.store import Cause, HeldKey, Hold, Outcome, Put, Request, Retried, Slot, SubscriptionStatus
 
 
 async def _due(worker: Worker, slot: Slot = SLOT) -> list[HeldKey]:
@@ -114,6 +116,20 @@ async def a_released_record_makes_the_next_one_of_its_key_due_now(harness: Store
         same((await _status(worker)).parked_keys, 0, "the parked keys")
         await worker.committed(worker.unit(releases=ids[1:]))
         same(await _due(worker), [], "the held keys when the last one is released")
+
+
+@case()
+async def a_held_record_is_released_once(harness: StoreUnderTest) -> None:
+    """The second unit that releases it has handled it a second time: nothing of it is applied, in the same commit or in a later one."""
+    async with at_work(harness, SLOT) as worker:
+        (first,) = await _hold(worker, failed(1))
+        (other,) = await _hold(worker, failed(2, "other"))
+        units = [worker.writing({'["a"]': Put(number(n))}, releases=[first]) for n in (1, 2)]
+        same(await worker.commit(*units), [Outcome.COMMITTED, Outcome.CONFLICT], "the outcomes in one commit")
+        late = worker.writing({'["a"]': Put(number(3))}, releases=[other, first])
+        same(await worker.commit(late), [Outcome.CONFLICT], "the outcome in a later one")
+        same(await value_of(worker.store, '["a"]'), 1, "the row")
+        same([held.key for held in await _due(worker)], ["other"], "the held keys")
 
 
 @case()

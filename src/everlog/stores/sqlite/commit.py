@@ -52,6 +52,7 @@ _HOLD: Final = (
 )
 # What was only behind another has now failed itself. What could not be read stays so marked: newer code will redrive it.
 _RETRIED: Final = "UPDATE held SET cause = ?, attempts = ?, error = ?, trace = ?, next_attempt_us = ? WHERE id = ?"
+_IS_HELD: Final = "SELECT 1 FROM held WHERE id = ?"
 _RELEASE: Final = "DELETE FROM held WHERE id = ?"
 _SKIP: Final = "INSERT INTO skipped (subscription, key, record, error, skipped_at_us) VALUES (?, ?, ?, ?, ?)"
 _SET_TIMER: Final = (
@@ -106,6 +107,8 @@ def commit(
             outcome = Outcome.FENCED
         elif lane in broken_lanes:
             outcome = Outcome.DROPPED
+        elif unit.releases and not held.has(unit.releases):
+            outcome = Outcome.CONFLICT
         elif unit.holds and not held.has_room(unit):
             outcome = Outcome.FULL
         else:
@@ -182,11 +185,16 @@ def _write_rest(connection: apsw.Connection, units: Sequence[Unit], now_us: int)
 
 
 class _Held:
-    """How much each subscription holds, with what the units applied so far add."""
+    """What is held, and how much of it by each subscription, as the units applied so far leave it."""
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self._held: dict[str, Room] = {}
+        self._released: set[int] = set()
+
+    def has(self, ids: Sequence[int]) -> bool:
+        """Tell whether all of these are held still: whoever handled one that is gone has handled it a second time."""
+        return self._released.isdisjoint(ids) and all(rows_of(self._connection, _IS_HELD, (one,)) for one in ids)
 
     def has_room(self, unit: Unit) -> bool:
         """Tell whether the unit's copies fit."""
@@ -196,7 +204,8 @@ class _Held:
         return after.records <= unit.room.records and after.size_bytes <= unit.room.size_bytes
 
     def add(self, unit: Unit) -> None:
-        """Count the copies of a unit that is applied."""
+        """Count what a unit that is applied holds and releases."""
+        self._released.update(unit.releases)
         if unit.holds:
             self._held[unit.slot.subscription] = self._with(unit)
 
