@@ -69,7 +69,7 @@ class OnBatch(Protocol[E, R]):
 class Subscription(Generic[R]):
     """A name with its own progress, failures and state, whose handlers share the order per key. Made by `App.subscription`."""
 
-    def __init__(self, app: str, name: str, delivery: Delivery) -> None:
+    def __init__(self, app: str, name: str, delivery: Delivery, renamed_from: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise DeclarationError(
                 f"expected a subscription name of letters, digits, dots, dashes and underscores, found {name!r}"
@@ -77,6 +77,7 @@ class Subscription(Generic[R]):
         self.name = name
         self._app = app
         self._delivery = delivery
+        self._renamed_from = renamed_from
         self._branches: dict[str, Branch] = {}
         self._states: dict[str, State[Any]] = {}
         self._reset: Reset | None = None
@@ -178,7 +179,7 @@ class Subscription(Generic[R]):
     def declaration(self) -> SubscriptionDeclaration:
         """Return what it is, frozen."""
         return SubscriptionDeclaration(
-            self._app, self.name, dict(self._branches), list(self._states), self._delivery, self._reset
+            self._app, self.name, dict(self._branches), list(self._states), self._delivery, self._reset, self._renamed_from
         )
 
     @property
@@ -274,15 +275,27 @@ class App(Generic[R]):
         """
         return self._main.reset(function)
 
-    def subscription(self, name: str, *, delivery: Delivery = Delivery()) -> Subscription[R]:  # noqa: B008 frozen
+    def subscription(
+        self,
+        name: str,
+        *,
+        delivery: Delivery = Delivery(),  # noqa: B008 frozen
+        renamed_from: str | None = None,
+    ) -> Subscription[R]:
         """Return another subscription of the app, with its own progress and failures.
 
+        Args:
+            name: Its name in the store.
+            delivery: How it is delivered to.
+            renamed_from: The name that it had before. The store gives what it has under that one to the new one, at the first start without
+                processes of the older code. Leave it in the code.
+
         Raises:
-            DeclarationError: The name is none, or taken.
+            DeclarationError: A name is none, or taken.
         """
         if name == self.name or name in self._others:
             raise DeclarationError(f"app {self.name!r} has a subscription {name!r} already: use that one, or another name")
-        other: Subscription[R] = Subscription(self.name, name, delivery)
+        other: Subscription[R] = Subscription(self.name, name, delivery, renamed_from)
         self._others[name] = other
         return other
 
@@ -290,11 +303,17 @@ class App(Generic[R]):
         """Return what it is, frozen: all that the runtime is given.
 
         Raises:
-            DeclarationError: It has no handler, or a state is declared twice.
+            DeclarationError: It has no handler, a state is declared twice, or a former name belongs to another subscription.
         """
         subscriptions = [one.declaration() for one in (self._main, *self._others.values()) if not one.is_empty]
         if not subscriptions:
             raise DeclarationError(f"app {self.name!r} handles nothing: give it a handler with @{self.name}.on(…)")
+        names = [name for one in subscriptions for name in (one.name, one.renamed_from) if name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise DeclarationError(
+                    f"{name!r} is named twice among the subscriptions of app {self.name!r} and what they were renamed from: one goes on with it"
+                )
         states = [state for subscription in subscriptions for state in subscription.states]
         for state in states:
             if states.count(state) > 1:

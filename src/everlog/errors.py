@@ -117,7 +117,8 @@ class SubscriptionMissing(StartRefused):
     def __init__(self, app: str, subscription: str) -> None:
         super().__init__(
             f"the store of app {app!r} holds progress of subscription {subscription!r}, which the code does not "
-            f"declare: declare it again, or drop what is stored with `everlog retire {app} {subscription}`"
+            f"declare: declare it again, say renamed_from={subscription!r} where it has another name now, or drop what is stored with "
+            f"`everlog retire {app} {subscription}`"
         )
 
 

@@ -30,7 +30,7 @@ from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay
-from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, reports_of
+from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, publish_retired, reports_of
 from everlog.subscriptions.slots import Slots
 from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced, unseen_types
 from everlog.subscriptions.surroundings import Surroundings
@@ -159,6 +159,9 @@ class AppRuntime:
         if settings.create_topics:
             for topic in (*declaration.topics, progress_topic):
                 await log.ensure_topic(topic.spec())
+        for subscription in declaration.subscriptions:
+            if subscription.renamed_from is not None:
+                await publish_retired(log, declaration.name, subscription.renamed_from, self._clock.wall_us())
         fit = await check_log(declaration.name, log, store, registered)
         if fit.replaced is not None and store.features.durability != "memory":
             if not settings.accept_new_store:
@@ -205,12 +208,12 @@ class AppRuntime:
             careful=self._careful,
             end=self._end,
         )
-        generations = {subscription.name: subscription.generation for subscription in status.subscriptions}
+        stored = {subscription.name: subscription for subscription in status.subscriptions}
         for subscription in declaration.subscriptions:
             units = Units(
                 declaration.name,
-                subscription.name,
-                generations[subscription.name],
+                stored[subscription.name].origin,
+                stored[subscription.name].generation,
                 versions=versions,
                 overlay=overlay,
                 clock=clock,

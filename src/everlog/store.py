@@ -45,11 +45,25 @@ class SubscriptionSpec(msgspec.Struct, frozen=True):
         name: Its stored name.
         types: The wire names that it handles, by topic.
         states: The stored names of the states that it owns.
+        renamed_from: The name that it may be stored under still.
     """
 
     name: str
     types: Mapping[str, Sequence[str]]
     states: Sequence[str]
+    renamed_from: str | None = None
+
+
+def passed_by(types: Mapping[str, Sequence[str]], stored: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the types that a subscription handles and did not when it was last stored, by topic: it has passed events of theirs by.
+
+    Those of another version of a type that it handled are not passed by, but held until the code knows them.
+    """
+    more: dict[str, list[str]] = {}
+    for topic, names in types.items():
+        held = {name.rpartition("/")[0] for name in stored.get(topic, ())}
+        more[topic] = [name for name in names if name.rpartition("/")[0] not in held]
+    return {topic: names for topic, names in more.items() if names}
 
 
 class AppSpec(msgspec.Struct, frozen=True):
@@ -331,17 +345,30 @@ class Attempt(msgspec.Struct, frozen=True):
     """A held record instead: its key, its id, and its attempts so far."""
 
 
+class Fresh(msgspec.Struct, frozen=True):
+    """Records of types that a subscription had passed by, and that it handles for the first time: those above an offset, and some below."""
+
+    types: Sequence[str]
+    above: Offset
+    below: Sequence[Offset] = ()
+
+    def has(self, offset: Offset, type_: str) -> bool:
+        """Tell whether a record is one of them."""
+        return type_ in self.types and (offset > self.above or offset in self.below)
+
+
 class Muted(msgspec.Struct, frozen=True):
-    """Records whose events are handled again and whose handlers' events were published before: those up to `through`, without `but`."""
+    """Records that are handled again and whose handlers' events were published before: those up to `through`, without `but` and `fresh`."""
 
     where: TopicPartition
     through: Offset
     but: Sequence[Offset] = ()
     """Offsets, ascending."""
+    fresh: Sequence[Fresh] = ()
 
-    def has(self, offset: Offset) -> bool:
+    def has(self, offset: Offset, type_: str) -> bool:
         """Tell whether what a handler publishes for this record was published before."""
-        return offset <= self.through and offset not in self.but
+        return offset <= self.through and offset not in self.but and not any(fresh.has(offset, type_) for fresh in self.fresh)
 
 
 class SlotState(msgspec.Struct, frozen=True):
@@ -366,12 +393,15 @@ class Again(msgspec.Struct, frozen=True):
         rebuilds: A replay: state begins empty, and what was published for these records is not published again. Without it a rewind: the same
             events once more, over the state of today, and all that their handlers publish.
         keep_state: A replay begins with the state of today.
+        grown: Types, by topic, that the subscription did not handle before, and that it handles from there on: of a replay alone. What is published
+            for their records is published for the first time.
     """
 
     subscription: str
     after: Mapping[TopicPartition, Offset]
     rebuilds: bool
     keep_state: bool = False
+    grown: Mapping[str, Sequence[str]] = {}
 
 
 class SubscriptionStatus(msgspec.Struct, frozen=True):
@@ -386,6 +416,10 @@ class SubscriptionStatus(msgspec.Struct, frozen=True):
     paused: Sequence[str] = ()
     """Why live members have paused it: what its handlers need does not answer."""
     held_bytes: int = 0
+    origin: str = ""
+    """The name that it was first stored under: ids of what its handlers publish come from it, whatever it is called since."""
+    types: Mapping[str, Sequence[str]] = {}
+    """What it handles, by topic."""
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
@@ -487,6 +521,8 @@ class Store(Protocol):
     async def register(self, app: AppSpec, *, log: UUID, accept: Container[str] = ()) -> Registered:
         """Remember the app's stored names, and the log on the first start. Idempotent.
 
+        A subscription that is stored under its former name gets the new one, with all that it has.
+
         Args:
             app: All subscriptions of the app.
             log: The identity of the log; kept if none is stored yet, otherwise only reported.
@@ -494,7 +530,8 @@ class Store(Protocol):
 
         Raises:
             SubscriptionMissing: A stored subscription is not in `app`. Nothing was changed.
-            StartRefused: The store belongs to an app with another name. Nothing was changed.
+            StartRefused: The store belongs to an app with another name, or a live member works on a subscription that was renamed. Nothing
+                was changed.
         """
         ...
 

@@ -136,3 +136,52 @@ def test_what_cannot_be_is_refused(counts: Path, cli: Cli) -> None:
     assert (nothing.exit_code, "has no store" in nothing.stderr) == (1, True), nothing.output
     later = cli("replay", "counts", "--from", "2999-01-01T00:00", "--keep-state", "--yes")
     assert (later.exit_code, "nothing was changed" in later.output) == (0, True), later.output
+
+
+def test_the_past_of_a_type_that_was_passed_by_is_handled_with_a_replay(counts: Path, cli: Cli, start: Start) -> None:
+    grown = COUNTS + "\n\n@books.on(Cancelled)\nasync def take_back(cancelled: Cancelled) -> Totalled:\n"
+    grown += "    print(f'{cancelled.customer} cancelled | ', flush=True)\n    return Totalled(cancelled.customer, 0)\n"
+    cancelled = 'from everlog import App, Event\nfrom shop import orders\n\ndesk = App("desk")\n\n\n'
+    cancelled += '@orders.event("shop.cancelled/1")\nclass Cancelled(Event):\n    customer: str\n'
+    (counts / "cancelling.py").write_text(cancelled)
+    assert cli("publish", "cancelling", "shop.cancelled/1", "--data", '{"customer": "ada"}').exit_code == 0
+    publish(cli, "cyd")
+    assert work(start, 1)[0].startswith("cyd")  # and it has passed by the cancelled one
+    (counts / "counts.py").write_text(grown.replace("from shop", "from cancelling import Cancelled\nfrom shop"))
+    refused = start("run", "counts")
+    assert refused.end() == 4
+    assert "`everlog replay MODULE:books --subscription books`" in refused.text
+    again = cli("rewind", "counts", "--from", "beginning", "--yes")
+    assert (again.exit_code, "--new-types now" in again.stderr) == (1, True), again.output
+    result = cli("replay", "counts", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "among them those of shop.cancelled/1, which it has passed by" in result.output
+    said = work(start, 5)
+    assert sum("cancelled" in line for line in said) == 1
+    found = cli("tail", "--from", "beginning", "--topic", "shop.totals", "--limit", "5", "--json").stdout
+    totals = sorted((line["data"]["customer"], line["data"]["cents"]) for line in map(json.loads, found.splitlines()))
+    assert totals == [("ada", 0), ("ada", 1), ("ada", 2), ("bob", 1), ("cyd", 1)]
+
+
+def test_a_subscription_under_a_new_name_goes_on_once_the_older_code_has_stopped(counts: Path, cli: Cli, start: Start) -> None:
+    named = "\n\n@books.subscription('{}'{}).on(OrderPlaced)\nasync def more(order: OrderPlaced) -> None:\n"
+    named += "    print(f'{{order.customer}} more | ', flush=True)\n"
+    older = COUNTS + named.format("emails", "")
+    (counts / "counts.py").write_text(older)
+    worker = start("run", "counts")
+    for _ in range(3):
+        worker.wait_for(" more | ")
+    (counts / "newer.py").write_text(COUNTS + named.format("mail", ", renamed_from='emails'"))
+    early = start("run", "newer")
+    assert early.end() == 4
+    assert "stop them first" in early.text
+    assert worker.end(signal.SIGTERM) == 0, worker.text
+    newer = start("run", "newer")
+    newer.wait_for("is running")
+    publish(cli, "dan")
+    assert newer.wait_for(" more | ").startswith("dan")
+    assert newer.end(signal.SIGTERM) == 0, newer.text
+    assert newer.text.count(" more | ") == 1
+    shown = cli("status", "--json").stdout
+    assert '"mail"' in shown
+    assert '"emails"' not in shown

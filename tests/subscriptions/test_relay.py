@@ -272,7 +272,9 @@ async def test_another_relay_takes_the_lease_and_the_first_one_sends_no_more(ben
     assert bench.log.sent == []
 
 
-async def test_a_drain_waits_for_what_came_while_the_relay_had_looked_already(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drain_waits_for_what_came_while_the_relay_had_looked_already(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked, go_on = asyncio.Event(), asyncio.Event()
     outbox = bench.store.outbox
 

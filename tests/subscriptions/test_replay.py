@@ -10,12 +10,15 @@ import pytest
 from tests.subscriptions.chaos import read_rows
 from tests.subscriptions.chaos_app import Chaos
 from tests.subscriptions.chaos_kinds import BatchChaos, PlainChaos
-from tests.subscriptions.world import Left, Make, Out, World
+from tests.subscriptions.world import Left, Make, Out, Right, World, left
 
-from everlog import App, Delivery, Tx
+from everlog import App, Delivery, Event, Tx
+from everlog.errors import CommandRefused, DeclarationError, StartUndecided
 from everlog.position import BEGINNING, Offset, TopicPartition
 from everlog.store import Again, Muted
 from everlog.subscriptions import call as call_module
+from everlog.subscriptions.repeating import plan_repetition
+from everlog.subscriptions.report import read_reports
 
 FAST = Delivery(start="beginning")
 PARK = Delivery(start="beginning", on_error={Exception: "park"})
@@ -58,7 +61,7 @@ async def test_publishing_again_in_a_replay_is_caught(world: Make, monkeypatch: 
 async def test_muting_what_was_never_published_is_caught(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in flight or held when the replay began has published nothing."""
 
-    def has(self: Muted, offset: Offset) -> bool:
+    def has(self: Muted, offset: Offset, type_: str) -> bool:
         return offset <= self.through
 
     monkeypatch.setattr(Muted, "has", has)
@@ -66,6 +69,12 @@ async def test_muting_what_was_never_published_is_caught(world: Make, monkeypatc
 
 
 # ---- what it does ----
+
+
+@left.event("test.left.second/1")
+class Second(Event):
+    key: str
+    n: int = 0
 
 
 class Counter:
@@ -154,6 +163,92 @@ async def test_an_event_that_fails_in_a_replay_publishes_nothing_when_it_succeed
     assert await counter.state(w) == {"all": 3}
     assert sorted(event.n for event in await w.events(Out)) == [0, 1, 2]
     assert counter.replayed == [False] * 3 + [True] * 4
+
+
+async def test_a_replay_handles_the_past_of_a_type_that_was_passed_by_and_publishes_for_it(world: Make) -> None:
+    old, new = Counter(), Counter()
+
+    @new.app.on(Second)
+    async def late(event: Second, tx: Tx) -> Out:
+        new.replayed.append(tx.replaying)
+        tx.put(new.total, "all", await tx.get(new.total, "all", 0) + 100)
+        return Out(event.key, event.n)
+
+    w = await world(old.app)
+    await w.client.publish(*[Left("a", n) for n in range(3)], *[Second("a", 10 + n) for n in range(2)])
+    await w.start()
+    await w.settle()
+    await w.stop()
+    w.now(new.app)
+    with pytest.raises(StartUndecided, match="everlog replay MODULE:app --subscription app"):
+        await w.start()
+    plan = await plan_repetition(w.log, w.store, new.app.declaration().subscriptions[0], "beginning", rebuilds=True)
+    assert plan.grown == ["test.left.second/1"]
+    with pytest.raises(CommandRefused, match="with a replay"):
+        await plan_repetition(w.log, w.store, new.app.declaration().subscriptions[0], "beginning", rebuilds=False)
+    await w.store.start_again(plan.again)
+    await w.start()
+    await w.settle()
+    assert await new.state(w) == {"all": 203}
+    assert new.replayed == [True, True, True, False, False]
+    assert [event.n for event in await w.events(Out)] == [0, 1, 2, 10, 11]
+
+
+async def test_a_renamed_subscription_goes_on_and_publishes_under_its_ids(world: Make) -> None:
+    keys: list[str] = []
+
+    def app(name: str, renamed_from: str | None = None) -> App[None]:
+        made = App("app", delivery=FAST)
+        total = made.state("own/1", int)
+
+        @made.on(Right)
+        async def other(event: Right, tx: Tx) -> None:
+            tx.add(total, "all", 1)
+
+        @made.subscription(name, delivery=FAST, renamed_from=renamed_from).on(Left)
+        async def handle(event: Left, tx: Tx) -> Out:
+            keys.append(tx.idempotency_key)
+            return Out(event.key, event.n)
+
+        return made
+
+    async def ids(w: World) -> list[str]:
+        return [record.id for record in await w.records(contract_topic())]
+
+    w = await world(app("emails"))
+    await w.client.publish(Left("a", 1))
+    await w.start()
+    await w.settle()
+    await w.stop()
+    w.now(app("mail", "emails"))
+    await w.start()
+    await w.settle()
+    assert len(keys) == 1
+    await w.client.publish(Left("a", 2))
+    await w.settle()
+    reports = {name: report.is_retired for name, (report, _) in (await read_reports(w.log)).items()}
+    assert reports["app/emails"]
+    first, second = keys
+    assert (first.split("/")[:2], second.split("/")[:2]) == (["app", "emails"], ["app", "emails"])
+    stood = next(one for one in (await w.store.status()).subscriptions if one.name == "mail")
+    before = await ids(w)
+    again = Again("mail", {one.where: min(BEGINNING, one.through) for one in stood.progress}, rebuilds=False)
+    await w.store.start_again(again)
+    await w.settle(step_s=0.5)
+    assert sorted(await ids(w)) == sorted(before * 2)  # under the very ids
+
+
+@pytest.mark.parametrize("names", [("a", "app"), ("a", "a"), ("a", "b")])
+def test_a_former_name_belongs_to_one_subscription(names: tuple[str, str]) -> None:
+    app = App("app")
+    app.on(Right)(_nothing)
+    app.subscription("b").on(Left)(_nothing)
+    app.subscription(names[0], renamed_from=names[1]).on(Left)(_nothing)
+    with pytest.raises(DeclarationError, match="is named twice"):
+        app.declaration()
+
+
+async def _nothing(event: Any) -> None: ...
 
 
 async def test_a_rewind_runs_the_same_events_over_todays_state_and_publishes_them_again_under_their_ids(world: Make) -> None:

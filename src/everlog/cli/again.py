@@ -114,7 +114,12 @@ async def _again(
         workers = len((await store.survey(declaration.name)).members)
         for line in _lines(declaration, plan, workers):
             _say(line)
-        if not plan.events:
+        if plan.grown and workers:
+            raise CommandRefused(
+                f"{counted(workers, 'worker')} with code that does not know {', '.join(plan.grown)} work on subscription {declaration.name!r} and would "
+                f"pass these by again: stop them first. Nothing was changed"
+            )
+        if not plan.events and not plan.grown:
             _say("nothing was changed")
             return
         question = "Begin the replay?" if rebuilds else "Handle and publish all of that once more?"
@@ -146,6 +151,8 @@ def _lines(declaration: SubscriptionDeclaration, plan: Repetition, workers: int)
     yield f"subscription {name}: {counted(plan.events, 'event')} that it has passed will be handled again{since}"
     if plan.gone:
         yield f"{counted(plan.gone, 'event')} of its past were deleted by retention, and are not handled"
+    if plan.grown:
+        yield f"among them those of {', '.join(plan.grown)}, which it has passed by; what is published for these is published for the first time"
     if not again.rebuilds:
         yield "state stays as it is, so that what its handlers add is added once more"
         yield "EVERYTHING that its handlers publish for these events is published again, under the same ids"
@@ -156,7 +163,7 @@ def _lines(declaration: SubscriptionDeclaration, plan: Repetition, workers: int)
             yield f"its state ({', '.join(declaration.states)}) stays as it is"
         else:
             yield f"its state ({', '.join(declaration.states)}) begins empty, and is rebuilt; until then others read it as far as it is"
-        yield "what its handlers published for them is not published again"
+        yield f"what its handlers published for {'the others' if plan.grown else 'them'} is not published again"
         if declaration.reset is not None:
             yield "its reset hook empties the tables that its handlers fill with tx.sql, in the same transaction"
         else:

@@ -17,7 +17,7 @@ from everlog.subscriptions.lane import Waiting
 from everlog.subscriptions.lanes import conflict_pause_us
 from everlog.subscriptions.parts import Parts
 from everlog.subscriptions.progress import SlotWork
-from everlog.subscriptions.run import Run
+from everlog.subscriptions.run import Run, Unreadable
 from everlog.subscriptions.worker import Worker
 
 
@@ -196,7 +196,9 @@ def _parts(group: Sequence[Waiting]) -> Sequence[Sequence[Waiting]]:
 
 def _is_muted(waiting: Waiting) -> bool:
     muted = waiting.run.partition.muted
-    return muted is not None and muted.has(waiting.run.chunk.offset(waiting.index))
+    if muted is None or isinstance(waiting.branch, Unreadable):
+        return False
+    return muted.has(waiting.run.chunk.offset(waiting.index), waiting.branch.contract.name)
 
 
 def _poison(error: Exception, count: int) -> int | None:

@@ -62,7 +62,7 @@ class Call:
         if self.muted is None:
             return False
         offset = self._chunk.offset(self._index) if self._chunk is not None else self.stored().offset
-        return self.muted.has(offset)
+        return self.muted.has(offset, self._contract.name)
 
     def stored(self) -> StoredRecord:
         """Return the raw record."""

@@ -39,6 +39,8 @@ class SubscriptionDeclaration(msgspec.Struct, frozen=True):
     delivery: Delivery
     reset: Reset | None = None
     """Empties the app's own tables when a replay begins."""
+    renamed_from: str | None = None
+    """The name that it may be stored under still."""
 
     @property
     def topics(self) -> Sequence[Topic]:
@@ -79,7 +81,7 @@ class SubscriptionDeclaration(msgspec.Struct, frozen=True):
         types: dict[str, list[str]] = {}
         for name, branch in sorted(self.branches.items()):
             types.setdefault(branch.contract.topic.name, []).append(name)
-        return SubscriptionSpec(self.name, types, list(self.states))
+        return SubscriptionSpec(self.name, types, list(self.states), self.renamed_from)
 
 
 class AppDeclaration(msgspec.Struct, frozen=True):

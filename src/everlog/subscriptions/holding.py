@@ -330,7 +330,7 @@ class Holding:
         try:
             branch, event = self._read(held.record)
             call = Call(
-                self._prefix,
+                self._units.key_prefix,
                 self._log,
                 branch.contract,
                 event,

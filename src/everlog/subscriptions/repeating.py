@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from everlog.errors import CommandRefused
 from everlog.log import Log
 from everlog.position import BEGINNING, Offset, TopicPartition
-from everlog.store import Again, Store, SubscriptionStatus
+from everlog.store import Again, Store, SubscriptionStatus, passed_by
 from everlog.subscriptions.declaration import SubscriptionDeclaration
 
 From = Literal["beginning"] | datetime
@@ -27,6 +28,11 @@ class Repetition(NamedTuple):
     """When the log stored the first of them, in microseconds since 1970 UTC; ``None`` where there are none."""
     gone: int
     """Events that retention has deleted, and that the past of the subscription held."""
+
+    @property
+    def grown(self) -> list[str]:
+        """Types that the subscription passed by until now."""
+        return [name for types in self.again.grown.values() for name in types]
 
 
 async def plan_repetition(
@@ -48,10 +54,17 @@ async def plan_repetition(
             f"subscription {declaration.name!r} has state ({', '.join(declaration.states)}), which a replay from {start:%Y-%m-%dT%H:%M:%S} on "
             f"would rebuild from a part of its events: replay from the beginning, or say --keep-state to go on from the state of today"
         )
+    topics = {one.where.topic for one in stood.progress}
+    grown = {topic: names for topic, names in passed_by(declaration.spec().types, stood.types).items() if topic in topics}
+    if grown and not rebuilds:
+        raise CommandRefused(
+            f"subscription {declaration.name!r} handles {', '.join(sorted(chain(*grown.values())))} now, whose past it has passed by: begin with "
+            f"`everlog run --new-types now`, or with a replay, which handles that too"
+        )
     after: dict[TopicPartition, Offset] = {}
     gone, count, oldest_us = 0, 0, None
     kept = {topic.name: topic.keep_newest for topic in declaration.topics}
-    for topic in sorted({one.where.topic for one in stood.progress}):
+    for topic in sorted(topics):
         first = (await log.first(topic)).offsets
         begins = first if start == "beginning" else (await log.position_at(topic, start)).offsets
         here = {one.where: min(begins[one.where], one.through) for one in stood.progress if one.where.topic == topic}
@@ -67,7 +80,7 @@ async def plan_repetition(
             f"retention has deleted {gone:,} events of the past of subscription {declaration.name!r}: its state would be rebuilt without them. "
             f"Say --keep-state to handle what is left over the state of today"
         )
-    again = Again(declaration.name, after, rebuilds=rebuilds, keep_state=keep_state)
+    again = Again(declaration.name, after, rebuilds=rebuilds, keep_state=keep_state, grown=grown)
     return Repetition(again, stood, count, oldest_us if count else None, gone)
 
 

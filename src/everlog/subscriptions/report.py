@@ -113,7 +113,7 @@ def _only_partition(topic: Topic) -> int:
 async def publish_retired(log: Log, app: str, subscription: str, time_us: int) -> None:
     """Say in the log that a subscription was forgotten, if it ever reported."""
     known = (await read_reports(log)).get(f"{app}/{subscription}")
-    if known is not None:
+    if known is not None and not known[0].is_retired:
         report, _ = known
         last = msgspec.structs.replace(
             report, is_retired=True, blocked_keys=0, parked_keys=0, held_records=0, held_bytes=0, paused=None

@@ -93,7 +93,8 @@ def check_grown(app: AppDeclaration, registered: Registered, accepted: Container
             continue
         raise StartUndecided(
             f"subscription {name!r} of app {app.name!r} handles {', '.join(types)} now, on topics that it has already read: say "
-            f"--new-types now to handle them from here on, or give the handler to a new subscription, which begins at the first event"
+            f"--new-types now to handle them from here on, handle their past too with `everlog replay MODULE:{app.name} --subscription {name}`, or "
+            f"give the handler to a new subscription, which begins at the first event"
         )
 
 

@@ -86,7 +86,7 @@ class Taking:
         self._committer = parts.around.committer
         self._overlay = parts.around.overlay
         self._log = parts.around.log.identity
-        self._prefix = f"{declaration.app}/{declaration.name}"
+        self._key_prefix = parts.units.key_prefix
         self._jobs: deque[Job] = deque()
         self.workers = [Worker() for _ in range(declaration.delivery.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
@@ -253,7 +253,7 @@ class Taking:
 
     def call(self, branch: Branch, event: object, run: Run, index: int) -> Call:
         """Return the call of a handler for a record."""
-        call = Call(self._prefix, self._log, branch.contract, event, chunk=run.chunk, index=index)
+        call = Call(self._key_prefix, self._log, branch.contract, event, chunk=run.chunk, index=index)
         call.muted = run.partition.muted
         return call
 

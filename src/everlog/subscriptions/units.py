@@ -25,7 +25,7 @@ class Units:
     """Makes the units of one subscription in one process.
 
     Args:
-        app, subscription, generation: Who handles: part of the ids of what is published.
+        app, subscription, generation: Who handles, under its first name: part of the ids of what is published.
         versions: Numbers that no other unit of the store has.
         overlay: Where a unit's writes are shown until they are committed.
         clock: The publisher's time.
@@ -48,6 +48,11 @@ class Units:
         self._overlay = overlay
         self._clock = clock
         self._spread = itertools.count()
+
+    @property
+    def key_prefix(self) -> str:
+        """How the idempotency key of an event starts."""
+        return f"{self._app}/{self._subscription}"
 
     @property
     def generation(self) -> int:

@@ -29,7 +29,7 @@ from everlog.conformance.store.harness import (
     value_of,
 )
 from everlog.errors import CommandRefused, LeaseLost, StartRefused, SubscriptionMissing
-from everlog.store import AppSpec, Outcome, Put, Registered, Slot, SubscriptionSpec
+from everlog.store import AppSpec, Outcome, Put, Registered, Slot, SubscriptionSpec, Unit
 
 _NOTHING_NEW = Registered(LOG, frozenset(), {})
 
@@ -88,6 +88,59 @@ async def a_subscription_that_was_added_is_new_once(harness: StoreUnderTest) -> 
     async with opened(harness) as store:
         same((await store.register(more, log=LOG)).new, frozenset({"new"}), "what is new")
         same((await store.register(more, log=LOG)).new, frozenset[str](), "what is new the second time")
+
+
+def _renamed(name: str = "conformance-reserve") -> AppSpec:
+    """Return the app with its first subscription under another name."""
+    first, second = APP.subscriptions
+    return AppSpec(APP.name, [SubscriptionSpec(name, first.types, first.states, renamed_from=first.name), second])
+
+
+@case()
+async def a_subscription_under_a_new_name_goes_on_with_all_that_it_had(harness: StoreUnderTest) -> None:
+    async with opened(harness) as store:
+        joined = await store.join({STOCK: [], MAIL: []}, alive_s=3_600)
+        lease = await store.acquire(SLOT)
+        assert lease is not None
+        unit = Unit(SLOT, "k", joined.version_base + 1, writes={(STATE, '["a"]'): Put(number(7))}, holds=[failed(2)])
+        same(list(await store.commit([unit], [lease], [(SLOT, progress(5))])), [Outcome.COMMITTED], "the outcome")
+        await store.leave()
+        same((await store.register(_renamed(), log=LOG)).new, frozenset[str](), "what is new")
+        same((await store.register(_renamed(), log=LOG)).new, frozenset[str](), "what is new the second time")
+        found = {one.name: one for one in (await store.status()).subscriptions}
+        same(set(found), {"conformance-reserve", MAIL}, "the subscriptions")
+        mine = found["conformance-reserve"]
+        same((mine.origin, list(mine.progress), mine.held_records), (STOCK, [progress(5)], 1), "where it stands")
+        same(found[MAIL].origin, MAIL, "where the ids of the other one come from")
+        same(await value_of(store, '["a"]'), 7, "its row")
+        same(list(await store.commit([unit], [lease], [])), [Outcome.FENCED], "the outcome of a unit under the old name")
+        await store.join({"conformance-reserve": [], MAIL: []}, alive_s=3_600)
+        again = await store.acquire(Slot("conformance-reserve", 0))
+        assert again is not None
+        same([held.key for held in (await store.load(again)).held], ["k"], "the held keys")
+
+
+@case()
+async def a_subscription_at_work_is_not_renamed(harness: StoreUnderTest) -> None:
+    async with at_work(harness, SLOT) as worker:
+        with raises(StartRefused, STOCK):
+            await worker.store.register(_renamed(), log=LOG)
+        same({one.name for one in (await worker.store.status()).subscriptions}, {STOCK, MAIL}, "the subscriptions")
+        await worker.committed(worker.unit())
+
+
+@case()
+async def ids_come_from_the_first_name_after_a_second_rename_and_in_a_new_store_too(harness: StoreUnderTest) -> None:
+    store = await harness.open()
+    try:
+        await store.register(_renamed(), log=LOG)
+        first, second = APP.subscriptions
+        later = SubscriptionSpec("conformance-book", first.types, first.states, renamed_from="conformance-reserve")
+        await store.register(AppSpec(APP.name, [later, second]), log=LOG)
+        found = {one.name: one.origin for one in (await store.status()).subscriptions}
+        same(found, {"conformance-book": STOCK, MAIL: MAIL}, "the first names")
+    finally:
+        await store.aclose()
 
 
 @case()

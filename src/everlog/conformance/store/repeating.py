@@ -9,6 +9,7 @@ from everlog.conformance.store.harness import (
     SLOT,
     STATE,
     STOCK,
+    TOPIC,
     StoreUnderTest,
     Worker,
     at_work,
@@ -46,9 +47,9 @@ async def _taken_anew(worker: Worker) -> SlotState:
     return await worker.store.load(await worker.take(SLOT))
 
 
-def _muted(state: SlotState, *offsets: int) -> list[bool]:
+def _muted(state: SlotState, *offsets: int, type_: str = "conformance.placed/1") -> list[bool]:
     (muted,) = state.muted
-    return [muted.has(Offset(offset)) for offset in offsets]
+    return [muted.has(Offset(offset), type_) for offset in offsets]
 
 
 @case()
@@ -101,6 +102,34 @@ async def a_replay_knows_for_which_records_everything_was_published(harness: Sto
         await _handled(worker, 0, 3, through=3, unfinished=(1, 2))
         await worker.store.start_again(_replay())
         same(_muted(await _taken_anew(worker), 0, 1, 2, 3, 4, 5), [True, True, False, True, True, False], "and then")
+
+
+@case()
+async def what_a_replay_handles_for_the_first_time_is_published(harness: StoreUnderTest) -> None:
+    """Records of types that the subscription had passed by: until they are handled, over as many replays as there are."""
+    paid = "conformance.paid/1"
+    async with at_work(harness, SLOT) as worker:
+        await _handled(worker, 0, through=4)
+        again = Again(STOCK, {HERE: BEGINNING}, rebuilds=True, grown={TOPIC: [paid]})
+        await worker.store.start_again(again)
+        state = await _taken_anew(worker)
+        same(_muted(state, 0, 2, 4, 5), [True, True, True, False], "what is published no more")
+        same(_muted(state, 0, 2, 4, 5, type_=paid), [False] * 4, "of the new type")
+        (stored,) = [one for one in (await worker.store.status()).subscriptions if one.name == STOCK]
+        same(
+            {topic: sorted(types) for topic, types in stored.types.items()}, {TOPIC: [paid, "conformance.placed/1"]}, "the types"
+        )
+        # Again, in the middle: 0 and 2 are finished, 1 is not.
+        await _handled(worker, 0, 2, through=2, unfinished=(1,))
+        await worker.store.start_again(_replay())
+        state = await _taken_anew(worker)
+        same(_muted(state, 0, 1, 2, 3, 4, 5), [True] * 5 + [False], "what is published no more after a second replay")
+        same(_muted(state, 0, 1, 2, 3, 4, 5, type_=paid), [True, False, True, False, False, False], "of the new type")
+        # And again, before it has come as far as the second.
+        await _handled(worker, 0, 1, through=1)
+        await worker.store.start_again(_replay())
+        state = await _taken_anew(worker)
+        same(_muted(state, 0, 1, 2, 3, 4, 5, type_=paid), [True, True, True, False, False, False], "after a third")
 
 
 @case()

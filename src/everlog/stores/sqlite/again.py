@@ -10,13 +10,14 @@ import msgspec
 
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import CommandRefused
-from everlog.position import Offset, TopicPartition
+from everlog.position import BEGINNING, Offset, TopicPartition
 from everlog.record import StoredRecord
-from everlog.store import Again, Muted
+from everlog.store import Again, Fresh, Muted
 from everlog.stores.sqlite.names import names
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_offsets: Final = msgspec.msgpack.Decoder(list[Offset]).decode
+_decode_fresh: Final = msgspec.msgpack.Decoder(list[Fresh]).decode
 _decode_record: Final = msgspec.msgpack.Decoder(StoredRecord).decode
 
 
@@ -51,7 +52,9 @@ def start_again(connection: apsw.Connection, again: Again) -> int:
     connection.execute("DELETE FROM attempt WHERE subscription = ?", (name,))
     if again.rebuilds:
         muted = {one.where: one for one in muted_of(connection, name)}
-        _mute(connection, name, new, [_muted(where, at, muted.get(where), held.get(where, {})) for where, at in stood.items()])
+        rows = [_muted(where, at, muted.get(where), held.get(where, {})) for where, at in stood.items()]
+        _mute(connection, name, new, [_with_fresh(row, again) for row in rows])
+        _grow(connection, again)
         if again.keep_state:
             connection.execute("UPDATE state SET generation = ? WHERE subscription = ? AND generation = ?", (new, name, old))
         connection.execute("UPDATE subscription SET generation = ? WHERE name = ?", (new, name))
@@ -98,26 +101,56 @@ def _held(connection: apsw.Connection, name: str) -> Mapping[TopicPartition, Map
 
 def _muted(where: TopicPartition, at: _At, muted: Muted | None, held: Mapping[Offset, int]) -> Muted:
     """Return whose events were published before: of what was finished in this generation, or muted in it."""
-    was_muted = muted.has if muted is not None else _nothing
-    candidates = {*at.unfinished, *held, *(muted.but if muted is not None else ())}
-    through = max(at.through, muted.through) if muted is not None else at.through
+    muted = muted or Muted(where, BEGINNING)
+    candidates = {*at.unfinished, *held, *muted.but}
+    through = max(at.through, muted.through)
+
+    def is_open(offset: Offset) -> bool:
+        """Not finished in this generation."""
+        return offset > at.through or offset in at.unfinished or offset in held
 
     def is_new(offset: Offset) -> bool:
-        is_finished = offset <= at.through and offset not in at.unfinished and offset not in held
-        return offset <= through and not is_finished and not was_muted(offset)
+        return is_open(offset) and (offset > muted.through or offset in muted.but)
 
-    return Muted(where, through, sorted(offset for offset in candidates if is_new(offset)))
+    fresh = [
+        Fresh(
+            one.types,
+            max(one.above, at.through),
+            sorted(
+                offset for offset in {*candidates, *one.below} if is_open(offset) and (offset > one.above or offset in one.below)
+            ),
+        )
+        for one in muted.fresh
+    ]
+    return Muted(where, through, sorted(offset for offset in candidates if offset <= through and is_new(offset)), fresh)
 
 
-def _nothing(offset: Offset) -> bool:  # noqa: ARG001 as `Muted.has` takes it
-    return False
+def _with_fresh(muted: Muted, again: Again) -> Muted:
+    """Return it with the types that are handled from now on: all of their records were passed by."""
+    types = again.grown.get(muted.where.topic, ())
+    if not types:
+        return muted
+    return msgspec.structs.replace(muted, fresh=[*muted.fresh, Fresh(types, BEGINNING)])
+
+
+def _grow(connection: apsw.Connection, again: Again) -> None:
+    """Remember the types that the subscription handles from now on."""
+    if not again.grown:
+        return
+    ((text,),) = rows_of(connection, "SELECT types FROM subscription WHERE name = ?", (again.subscription,))
+    types = msgspec.json.decode(text, type=dict[str, list[str]])
+    for topic, grown in again.grown.items():
+        types[topic] = sorted({*types.get(topic, ()), *grown})
+    connection.execute(
+        "UPDATE subscription SET types = ? WHERE name = ?", (msgspec.json.encode(types).decode(), again.subscription)
+    )
 
 
 def _mute(connection: apsw.Connection, name: str, generation: int, muted: Sequence[Muted]) -> None:
     connection.execute("DELETE FROM muted WHERE subscription = ?", (name,))
     connection.executemany(
-        "INSERT INTO muted VALUES (?, ?, ?, ?, ?, ?)",
-        [(name, generation, *one.where, one.through, _encode(list(one.but))) for one in muted],
+        "INSERT INTO muted VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(name, generation, *one.where, one.through, _encode(list(one.but)), _encode(list(one.fresh))) for one in muted],
     )
 
 
@@ -132,11 +165,14 @@ def muted_of(connection: apsw.Connection, name: str, partition: int | None = Non
     """Return what a subscription does not publish again; of one partition of all topics, or of all."""
     rows = rows_of(
         connection,
-        "SELECT topic, partition, through, but FROM muted WHERE subscription = ?1 AND generation = "
+        "SELECT topic, partition, through, but, fresh FROM muted WHERE subscription = ?1 AND generation = "
         "(SELECT generation FROM subscription WHERE name = ?1) AND (?2 IS NULL OR partition = ?2) ORDER BY topic, partition",
         (name, partition),
     )
-    return [Muted(TopicPartition(topic, number), Offset(through), _decode_offsets(but)) for topic, number, through, but in rows]
+    return [
+        Muted(TopicPartition(topic, number), Offset(through), _decode_offsets(but), _decode_fresh(fresh))
+        for topic, number, through, but, fresh in rows
+    ]
 
 
 def has_former(connection: apsw.Connection) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import CommandRefused, StartRefused, SubscriptionMissing
 from everlog.position import Offset, TopicPartition
-from everlog.store import AppSpec, Incarnation, Landmark, Progress, Registered, SubscriptionSpec
+from everlog.store import AppSpec, Incarnation, Landmark, Progress, Registered, SubscriptionSpec, passed_by
 from everlog.stores.sqlite.leases import Now, live_members
 from everlog.stores.sqlite.names import names
 from everlog.stores.sqlite.outbox import start_anew
@@ -20,7 +20,7 @@ _FIRST_GENERATION = 1
 _OF_A_SUBSCRIPTION = ("state", "owned", "progress", "muted", "held", "holding", "request", "timer", "lease", "attempt", "skipped")
 
 
-def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Container[str]) -> Registered:
+def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Container[str], now: Now) -> Registered:
     """Carry out `Store.register` inside the transaction of its group."""
     ((name, log_bytes),) = rows_of(connection, "SELECT app, log FROM meta")
     if name is not None and name != app.name:
@@ -31,6 +31,11 @@ def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Conta
     rows = rows_of(connection, "SELECT name, types FROM subscription ORDER BY name")
     stored = {subscription: msgspec.json.decode(types, type=dict[str, list[str]]) for subscription, types in rows}
     declared = {spec.name for spec in app.subscriptions}
+    for spec in app.subscriptions:
+        old = spec.renamed_from
+        if old is not None and old in stored and old not in declared and spec.name not in stored:
+            _rename(connection, old, spec.name, now)
+            stored[spec.name] = stored.pop(old)
     for subscription in stored:
         if subscription not in declared:
             raise SubscriptionMissing(app.name, subscription)
@@ -44,31 +49,36 @@ def register(connection: apsw.Connection, app: AppSpec, log: UUID, accept: Conta
     return Registered(UUID(bytes=log_bytes) if log_bytes is not None else None, frozenset(declared - stored.keys()), grown)
 
 
+def _rename(connection: apsw.Connection, old: str, new: str, now: Now) -> None:
+    at_work = [number for number, handles in live_members(connection, now).items() if old in handles]
+    if at_work:
+        raise StartRefused(
+            f"subscription {new!r} is called {old!r} in the store, and {len(at_work)} process(es) with the older code work on it: stop them first"
+        )
+    for table in _OF_A_SUBSCRIPTION:
+        connection.execute(f"UPDATE {table} SET subscription = ? WHERE subscription = ?", (new, old))
+    connection.execute("UPDATE subscription SET name = ? WHERE name = ?", (new, old))
+
+
 def _grown(
     connection: apsw.Connection, spec: SubscriptionSpec, stored: Mapping[str, Sequence[str]] | None
 ) -> Mapping[str, Sequence[str]]:
-    """Return the types that the subscription did not handle before, by topic: where it has passed events of theirs by.
-
-    Events of another version of a type that it handles are not passed by, but held until the code knows them.
-    """
+    """Return the types that the subscription did not handle before, by topic: where it has passed events of theirs by."""
     if stored is None:
         return {}
     progressed = {
         topic for (topic,) in rows_of(connection, "SELECT DISTINCT topic FROM progress WHERE subscription = ?", (spec.name,))
     }
-    more: dict[str, list[str]] = {}
-    for topic, types in spec.types.items():
-        held = {name.rpartition("/")[0] for name in stored.get(topic, ())}
-        more[topic] = [name for name in types if name.rpartition("/")[0] not in held]
-    return {topic: types for topic, types in more.items() if types and topic in progressed}
+    return {topic: types for topic, types in passed_by(spec.types, stored).items() if topic in progressed}
 
 
 def _remember(connection: apsw.Connection, spec: SubscriptionSpec, but: Mapping[str, Sequence[str]]) -> None:
     # A type that the code dropped is forgotten: it is passed by from now on, so that its return is a growth again.
     types = {topic: [name for name in of_topic if name not in but.get(topic, ())] for topic, of_topic in spec.types.items()}
     connection.execute(
-        "INSERT INTO subscription VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET types = excluded.types",
-        (spec.name, _FIRST_GENERATION, msgspec.json.encode(types).decode()),
+        "INSERT INTO subscription VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET types = excluded.types",
+        # A store that was made anew gives the same ids as the one that was lost, so the former name counts in it too.
+        (spec.name, _FIRST_GENERATION, msgspec.json.encode(types).decode(), spec.renamed_from or spec.name),
     )
     connection.executemany(
         "INSERT INTO owned VALUES (?, ?) ON CONFLICT (state) DO UPDATE SET subscription = excluded.subscription",

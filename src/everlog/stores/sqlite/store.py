@@ -152,7 +152,7 @@ class SqliteStore:
 
     async def register(self, app: AppSpec, *, log: UUID, accept: Container[str] = ()) -> Registered:
         self._names = None
-        return await self._write(lambda connection: register.register(connection, app, log, accept))
+        return await self._write(lambda connection: register.register(connection, app, log, accept, self._now()))
 
     async def retire(self, subscription: str) -> None:
         await self._write(lambda connection: register.retire(connection, subscription, self._now()))
@@ -396,11 +396,24 @@ class SqliteStore:
         with self._snapshot() as connection:
             ((app, log),) = rows_of(connection, "SELECT app, log FROM meta")
             subscriptions: list[SubscriptionStatus] = []
-            for name, generation in sorted(names(connection).generations.items()):
+            for name, generation, types, origin in rows_of(
+                connection, "SELECT name, generation, types, origin FROM subscription ORDER BY name"
+            ):
                 progress, paused = _progress(connection, name), leases.pauses(connection, name, self._now())
                 blocked, parked, records, size = held.counts(connection, name)
                 subscriptions.append(
-                    SubscriptionStatus(name, generation, progress, blocked, parked, records, paused=paused, held_bytes=size)
+                    SubscriptionStatus(
+                        name,
+                        generation,
+                        progress,
+                        blocked,
+                        parked,
+                        records,
+                        paused=paused,
+                        held_bytes=size,
+                        origin=origin,
+                        types=msgspec.json.decode(types),
+                    )
                 )
             return StoreStatus(app or "", UUID(bytes=log) if log is not None else None, subscriptions, *outbox.counts(connection))
 

@@ -33,7 +33,8 @@ INSERT INTO meta VALUES (randomblob(16), 1, NULL, NULL, 1, 0);
 
 CREATE TABLE subscription (
     name TEXT PRIMARY KEY, generation INTEGER NOT NULL,
-    types TEXT NOT NULL  -- JSON: topic -> wire names
+    types TEXT NOT NULL,  -- JSON: topic -> wire names
+    origin TEXT NOT NULL  -- the name that it was first stored under
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE owned (state TEXT PRIMARY KEY, subscription TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
@@ -56,6 +57,7 @@ CREATE TABLE muted (
     subscription TEXT NOT NULL, generation INTEGER NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,
     through INTEGER NOT NULL,
     but BLOB NOT NULL,  -- MessagePack: offsets, ascending
+    fresh BLOB NOT NULL,  -- MessagePack of Fresh, several
     PRIMARY KEY (subscription, topic, partition)
 ) STRICT, WITHOUT ROWID;
 
@@ -134,4 +136,4 @@ CREATE TABLE skipped (
 """
 )
 
-STORE: Final = Kind("store", application_id=0x45565354, version=3, tables=_TABLES)  # "EVST"
+STORE: Final = Kind("store", application_id=0x45565354, version=4, tables=_TABLES)  # "EVST"
