@@ -109,6 +109,23 @@ def test_a_chunk_that_was_cut_or_lengthened_anywhere_is_refused_as_damage() -> N
             Chunk.from_bytes(changed, WHERE, FIRST, after=BEGINNING)
 
 
+@given(batches(), st.integers(-2, 14), st.integers(-1, 13))
+def test_a_chunk_that_is_cut_behind_an_offset_holds_the_records_up_to_it(
+    batch: tuple[Sequence[NewRecord], Sequence[ProducerRun]], last: int, after: int
+) -> None:
+    records, runs = batch
+    chunk = Chunk.from_bytes(encode_chunk(records, runs, LOGGED_AT_US), WHERE, FIRST, after=Offset(FIRST + after))
+    cut = chunk.until(Offset(FIRST + last))
+    assert list(cut.records()) == [record for record in chunk.records() if record.offset <= FIRST + last]
+    assert msgspec.json.decode(cut.data) == msgspec.json.decode(chunk.data)[: max(0, last + 1)]
+    holes = Chunk(
+        WHERE, FIRST, chunk._envelope, chunk.data, chunk._starts, offsets=[Offset(FIRST + 2 * n) for n in range(chunk.length)]
+    )
+    assert [one.offset for one in holes.until(Offset(FIRST + last)).records()] == [
+        FIRST + 2 * n for n in range(len(records)) if 2 * n <= last
+    ]
+
+
 @pytest.mark.parametrize("at", [4, 5, 6], ids=["format", "codec", "compression"])
 def test_a_chunk_of_a_newer_everlog_is_refused_as_newer(at: int) -> None:
     body = bytearray(one_chunk())

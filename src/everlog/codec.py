@@ -18,6 +18,7 @@ import struct
 import sys
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeVar, cast
@@ -230,6 +231,17 @@ class Chunk:
     def keys(self) -> Sequence[str | None]:
         """Each record's key."""
         return self._envelope.keys
+
+    def until(self, last: Offset) -> Chunk:
+        """Return the chunk without the records behind an offset."""
+        length = last - self.first + 1 if self.offsets is None else bisect_right(self.offsets, last)
+        if length >= self.length:
+            return self
+        length = max(length, 0)
+        data = self.data[: self._starts[length] - 1] + b"]" if length else b"[]"
+        offsets = None if self.offsets is None else self.offsets[:length]
+        start = min(self.start, length)
+        return Chunk(self.where, self.first, self._envelope, data, self._starts[:length], offsets=offsets, start=start)
 
     def offset(self, index: int) -> Offset:
         """Return the offset of the record at `index`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -185,3 +186,97 @@ def test_a_subscription_under_a_new_name_goes_on_once_the_older_code_has_stopped
     shown = cli("status", "--json").stdout
     assert '"mail"' in shown
     assert '"emails"' not in shown
+
+
+def test_a_dry_run_shows_what_mended_code_would_make_of_it_and_changes_nothing(
+    counts: Path, cli: Cli, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CENTS", "10")
+    before = cli("status", "--json").stdout
+    result = cli("replay", "counts", "--dry-run", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "the store and the log stay as they are" in result.output
+    assert "state sums/1: 2 different" in result.output
+    assert '  sums/1 ["ada"]: 2 -> 20' in result.output
+    assert '  sums/1 ["bob"]: 1 -> 10' in result.output
+    assert "published: 3 different, and a replay publishes none of these again" in result.output
+    assert '{"customer":"bob","cents":1} -> {"customer":"bob","cents":10}' in result.output
+    assert without_ages(cli("status", "--json").stdout) == without_ages(before)
+    publish(cli, "bob")
+    assert [line.split(" | ")[0] for line in work(start, 1)] == ["bob 11"]
+
+
+def without_ages(status: str) -> str:
+    return re.sub(r'"[a-z_]*age_s": [0-9.e-]+', "", status)
+
+
+def test_a_dry_run_of_code_that_does_the_same_finds_no_difference(counts: Path, cli: Cli, start: Start) -> None:
+    worker = start("run", "counts")  # the copy is the dry run's alone, whoever works on the original
+    worker.wait_for("is running")
+    result = cli("replay", "counts", "--dry-run", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "state sums/1: 2 rows, all the same" in result.output
+    assert "published: 3 events, all the same" in result.output
+    assert "a replay would change nothing" in result.output
+    assert worker.end(signal.SIGTERM) == 0
+    assert " again" not in worker.text
+
+
+def test_a_dry_run_shows_what_fails_what_is_missing_and_what_is_published_for_the_first_time(counts: Path, cli: Cli) -> None:
+    code = COUNTS.replace("async def add", "async def add2").replace(
+        "    await tx.sql(", "    if order.customer == 'bob':\n        raise ValueError('no bobs')\n    await tx.sql(", 1
+    )
+    code = code.replace(
+        "return Totalled(order.customer, total)", "return [Totalled(order.customer, total)] if total == 1 else []"
+    )
+    code = code.replace("-> Totalled:", "-> list[Totalled]:").replace("from shop", "from cancelling import Cancelled\nfrom shop")
+    code += "\n\n@books.on(Cancelled)\nasync def take_back(cancelled: Cancelled) -> Totalled:\n    return Totalled(cancelled.customer, 0)\n"
+    cancelled = 'from everlog import App, Event\nfrom shop import orders\n\ndesk = App("desk")\n\n\n'
+    cancelled += '@orders.event("shop.cancelled/1")\nclass Cancelled(Event):\n    customer: str\n'
+    (counts / "cancelling.py").write_text(cancelled)
+    assert cli("publish", "cancelling", "shop.cancelled/1", "--data", '{"customer": "ada"}').exit_code == 0
+    (counts / "counted.py").write_text(code)
+    result = cli("replay", "counted", "--dry-run", "--json", "--yes")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["app"], found["events"]) == ("books", 3)
+    assert found["states"]["sums/1"]["missing"] == 1
+    assert {key: found["published"][key] for key in ("same", "different", "more", "missing")} == {
+        "same": 1,
+        "different": 0,
+        "more": 0,
+        "missing": 2,
+    }
+    assert found["published"]["first"][0]["after"] is None
+    assert found["parked"] == [{"key": "bob", "events": 1, "error": "ValueError: no bobs"}]
+
+
+def test_a_dry_run_needs_a_yes_and_takes_the_events_that_the_subscription_has_passed_alone(
+    counts: Path, cli: Cli, start: Start
+) -> None:
+    publish(cli, "cyd")  # nobody has handled it
+    refused = cli("replay", "counts", "--dry-run")
+    assert (refused.exit_code, "say --yes" in refused.stderr) == (1, True), refused.output
+    assert cli("replay", "counts", "--json").exit_code == 2
+    result = cli("replay", "counts", "--dry-run", "--json", "--yes")
+    found = json.loads(result.stdout)
+    assert (found["states"]["sums/1"]["same"], found["states"]["sums/1"]["more"], found["published"]["same"]) == (2, 0, 3)
+    assert [line.split(" | ")[0] for line in work(start, 1)] == ["cyd 1"]
+
+
+def test_a_dry_run_shows_what_held_events_would_publish(
+    counts: Path, cli: Cli, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "    if os.environ.get('BROKEN') and order.customer == 'poison':\n        raise ValueError('no')\n    await tx.sql("
+    (counts / "counts.py").write_text(COUNTS.replace("    await tx.sql(", broken, 1))
+    monkeypatch.setenv("BROKEN", "1")
+    publish(cli, "poison")
+    worker = start("run", "counts")
+    worker.wait_for("failed attempt 1")
+    assert worker.end(signal.SIGTERM) == 0
+    monkeypatch.delenv("BROKEN")
+    result = cli("replay", "counts", "--dry-run", "--yes")
+    assert result.exit_code == 0, result.output
+    assert 'state sums/1: 2 the same, 1 more\n  sums/1 ["poison"]: nothing -> 1\n' in result.output
+    assert "published: 3 events, all the same" in result.output
+    assert "published for the first time: 1 event\n  shop.totals shop.totalled/1 poison: nothing -> {" in result.output

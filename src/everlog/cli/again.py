@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -12,16 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from everlog.app import App
 from everlog.cli.modules import apps_of, chosen
-from everlog.cli.options import LogUrl, StoreUrl, Yes, confirm, existing_log, existing_store, settings_from
-from everlog.cli.terminal import counted, local_time, screen
+from everlog.cli.options import AsJson, LogUrl, StoreUrl, Yes, confirm, existing_log, existing_store, settings_from
+from everlog.cli.rehearsing import Wanted, rehearse_replay
+from everlog.cli.repetition import emptying, plan_of
+from everlog.cli.terminal import counted, screen
 from everlog.clock import SystemClock
 from everlog.errors import CommandRefused
 from everlog.settings import Settings
-from everlog.store import Section, Store, SubscriptionStatus
+from everlog.store import Store, SubscriptionStatus
 from everlog.subscriptions.declaration import SubscriptionDeclaration
 from everlog.subscriptions.mending import tell
 from everlog.subscriptions.repeating import From, Repetition, events_left, plan_repetition
-from everlog.subscriptions.reset import ResetTx
 
 _LOOK_EVERY_S: Final = 0.5
 _BAR_CELLS: Final = 30
@@ -36,13 +36,18 @@ SubscriptionName = Annotated[
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not show how far it is.")]
 
 
-def replay(
+def replay(  # noqa: PLR0913 one per flag
     app: AppReference,
     subscription: SubscriptionName = None,
     start: Annotated[
         str, typer.Option("--from", metavar="WHERE", help="beginning, or a time like 2026-11-23T10:00.")
     ] = "beginning",
     keep_state: Annotated[bool, typer.Option("--keep-state", help="Begin with the state of today.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Replay on a copy of the store, and show what would be different. Changes nothing.")
+    ] = False,
+    most: Annotated[int, typer.Option("--show", metavar="N", min=0, help="With --dry-run: how many differences of a kind.")] = 20,
+    as_json: AsJson = False,
     no_wait: NoWait = False,
     log_url: LogUrl = None,
     store_url: StoreUrl = None,
@@ -51,6 +56,12 @@ def replay(
     """Rebuild what a subscription remembers: handle its events again over empty state, and publish nothing twice. Shows a plan, and asks."""
     settings = settings_from(log_url=log_url, store_url=store_url)
     declaration = _declared(app, subscription)
+    if dry_run:
+        wanted = Wanted(_from(start), keep_state, most, as_json)
+        asyncio.run(rehearse_replay(settings, apps_of([app])[0].declaration(), declaration, wanted, is_sure=is_sure))
+        return
+    if as_json:
+        raise typer.BadParameter("it is for --dry-run", param_hint="--json")
     asyncio.run(
         _again(settings, declaration, _from(start), rebuilds=True, keep_state=keep_state, is_sure=is_sure, waits=not no_wait)
     )
@@ -112,7 +123,7 @@ async def _again(
     async with existing_log(settings) as log, existing_store(settings, declaration.app) as store:
         plan = await plan_repetition(log, store, declaration, start, rebuilds=rebuilds, keep_state=keep_state)
         workers = len((await store.survey(declaration.name)).members)
-        for line in _lines(declaration, plan, workers):
+        for line in plan_of(declaration, plan, workers):
             _say(line)
         if plan.grown and workers:
             raise CommandRefused(
@@ -124,58 +135,13 @@ async def _again(
             return
         question = "Begin the replay?" if rebuilds else "Handle and publish all of that once more?"
         confirm(question, is_sure=is_sure)
-        generation = await store.start_again(plan.again, _reset(declaration) if rebuilds else None)
+        generation = await store.start_again(plan.again, emptying(declaration) if rebuilds else None)
         await tell(declaration.app, log, store, SystemClock())  # else the log says that it had come further
         _say(f"generation {generation} of subscription {declaration.name!r} has begun" if rebuilds else "it has begun")
         if not workers:
             _say(f"no worker is running: it goes on with the next `everlog run` of app {declaration.app!r}")
         elif waits:
             await _follow(store, declaration, plan)
-
-
-def _reset(declaration: SubscriptionDeclaration) -> Callable[[Section], Awaitable[None]] | None:
-    hook = declaration.reset
-    if hook is None:
-        return None
-
-    async def empty(section: Section) -> None:
-        await hook(ResetTx(section))
-
-    return empty
-
-
-def _lines(declaration: SubscriptionDeclaration, plan: Repetition, workers: int) -> Iterator[str]:
-    """Yield what would be done."""
-    name, again = declaration.name, plan.again
-    since = "" if plan.oldest_us is None else f", the oldest of {local_time(plan.oldest_us)}"
-    yield f"subscription {name}: {counted(plan.events, 'event')} that it has passed will be handled again{since}"
-    if plan.gone:
-        yield f"{counted(plan.gone, 'event')} of its past were deleted by retention, and are not handled"
-    if plan.grown:
-        yield f"among them those of {', '.join(plan.grown)}, which it has passed by; what is published for these is published for the first time"
-    if not again.rebuilds:
-        yield "state stays as it is, so that what its handlers add is added once more"
-        yield "EVERYTHING that its handlers publish for these events is published again, under the same ids"
-    else:
-        if not declaration.states:
-            yield "it has no state"
-        elif again.keep_state:
-            yield f"its state ({', '.join(declaration.states)}) stays as it is"
-        else:
-            yield f"its state ({', '.join(declaration.states)}) begins empty, and is rebuilt; until then others read it as far as it is"
-        yield f"what its handlers published for {'the others' if plan.grown else 'them'} is not published again"
-        if declaration.reset is not None:
-            yield "its reset hook empties the tables that its handlers fill with tx.sql, in the same transaction"
-        else:
-            yield "tables that its handlers fill with tx.sql stay as they are: a reset hook (@app.reset) would empty them"
-    yield "mail, payments and calls that handlers make are made again, unless they look at tx.replaying or use tx.idempotency_key"
-    if plan.stood.held_records:
-        yield f"of the {counted(plan.stood.held_records, 'event')} that it holds, those behind the start are handled again, and published then"
-    yield (
-        f"{counted(workers, 'worker')} work on it, and what is in their hands is handled anew"
-        if workers
-        else "no worker is running"
-    )
 
 
 async def _follow(store: Store, declaration: SubscriptionDeclaration, plan: Repetition) -> None:

@@ -62,7 +62,7 @@ class Units:
     @generation.setter
     def generation(self, number: int) -> None:
         self._generation = number
-        self._prefix = f"{self._app}\x1f{self._subscription}\x1f{number}\x1f"
+        self._prefix = id_prefix(self._app, self._subscription, number)
 
     def make(
         self,
@@ -93,11 +93,15 @@ class Units:
             unit.reads, unit.scans, unit.writes, sums = tx.reads, tx.scans, tx.writes, tx.sums()
         if outgoing:
             emits = self._emits(outgoing, call)  # a replay refuses what the first run would have refused
-            unit.emits = [] if call.is_replayed else emits
+            unit.emits = emits if self.publishes(call) else []
         unit.size = sum([_ROW_BYTES + len(emitted.record.data) for emitted in unit.emits])
         unit.size += sum([_ROW_BYTES + (len(write.value) if isinstance(write, Put) else 0) for write in unit.writes.values()])
         self._overlay.apply(unit, sums)
         return unit
+
+    def publishes(self, call: Call | BatchCall) -> bool:
+        """Tell whether what a handler publishes goes out: not where a replay knows that it did before."""
+        return not call.is_replayed
 
     def bare(self, slot: Slot, lane: str | None, finishes: Sequence[tuple[TopicPartition, Offset]]) -> Unit:
         """Return a unit that writes no state: to hold, release or skip records."""
@@ -143,10 +147,26 @@ class Units:
         return emits
 
     def _id(self, cause: str, index: int) -> str:
-        return blake2b(f"{self._prefix}{cause}{index}".encode(), digest_size=16).hexdigest()
+        return id_of(self._prefix, cause, index)
 
     def _next_partition(self, topic: Topic) -> int:
         return next(self._spread) % topic.partitions
+
+
+def id_prefix(app: str, subscription: str, generation: int) -> str:
+    """Return what the ids of all that a generation of a subscription publishes have in common."""
+    return f"{app}\x1f{subscription}\x1f{generation}\x1f"
+
+
+def id_of(prefix: str, cause: str, index: int) -> str:
+    """Return the id of what a handler publishes.
+
+    Args:
+        prefix: Who publishes.
+        cause: Source and id of what it follows from, each with U+001F behind it.
+        index: Which it is of all that follow from that.
+    """
+    return blake2b(f"{prefix}{cause}{index}".encode(), digest_size=16).hexdigest()
 
 
 def _place(pair: tuple[int, Emitted]) -> int:
