@@ -45,6 +45,7 @@ EverlogError
 ├── PoisonAt                   raised by a batch handler: which of its events is the bad one
 ├── HandlerCancelled           a handler awaited something that was cancelled
 ├── CommandRefused             a command line asked for what cannot be done
+│   └── ModuleRefused          what it names as MODULE:APP is not there, is no app, or cannot be imported
 └── Closed                     a client, log or store was used after it was closed
 """
 
@@ -330,6 +331,10 @@ class HandlerCancelled(EverlogError):
 
 class CommandRefused(EverlogError):
     """A command line asked for what cannot be done."""
+
+
+class ModuleRefused(CommandRefused):
+    """What a command line names as `MODULE:APP` is not there, is no app, or cannot be imported."""
 
 
 class Closed(EverlogError):

@@ -105,9 +105,19 @@ def find_folder(start: Path, home: Path) -> Path:
 
 
 def resolve(url: str, *, app: str = "") -> str:
-    """Return the URL with `{app}` filled in and `.everlog/` found."""
+    """Return the URL with `{app}` filled in and `.everlog/` found.
+
+    Raises:
+        StartRefused: It is no URL, or names a host where a path is expected.
+    """
+    if "{app}" in url and not app:
+        raise StartRefused(f"expected one log for all apps, found {url!r}: {{app}} stands for an app's name in the store's URL")
     url = url.replace("{app}", app)
-    scheme, _, place = url.partition(":")
+    scheme, colon, place = url.partition(":")
+    if not colon:
+        raise StartRefused(f"expected a URL like sqlite:PATH, found {url!r}")
+    if scheme == "sqlite" and place.startswith("//"):
+        raise StartRefused(f"expected sqlite:PATH, found a host in {shown(url)!r}: the path follows right behind the colon")
     if scheme == "sqlite" and place.startswith(FOLDER + "/"):
         from pathlib import Path  # only what opens files needs it
 

@@ -138,7 +138,7 @@ def test_where_one_cannot_be_copied_none_is_left(shop: Path, cli: Cli, start: St
     monkeypatch.setattr(SqliteLog, "backup", damaged)
     result = cli("backup", "out", "loyalty")
     assert result.exit_code == 1
-    assert result.stderr == "everlog: log.db: SQLite found it damaged\n"
+    assert result.stderr == "everlog: log.db: SQLite found it damaged [FileDamaged]\n"
     assert names(shop / "out") == []
 
 

@@ -9,7 +9,16 @@ import typer
 from tests.cli.shop import Cli
 
 from everlog.cli import exits
-from everlog.errors import CommandRefused, FileDamaged, StartUndecided, WrongLog
+from everlog.errors import (
+    CommandRefused,
+    FileDamaged,
+    FileNewer,
+    FilePlace,
+    FileStrange,
+    ModuleRefused,
+    StartUndecided,
+    WrongLog,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +26,10 @@ from everlog.errors import CommandRefused, FileDamaged, StartUndecided, WrongLog
     [
         (CommandRefused("no"), 1),
         (FileDamaged("no"), 1),
+        (FileNewer("no"), 4),
+        (FileStrange("no"), 4),
+        (FilePlace("no"), 4),
+        (ModuleRefused("no"), 2),
         (StartUndecided("no"), 4),
         (WrongLog("no"), 4),  # a subclass of StartRefused as well
         (typer.BadParameter("no"), 2),
@@ -30,6 +43,24 @@ def test_an_error_is_one_line_and_a_code(error: Exception, code: int, capsys: py
     assert captured.out == ""
     assert captured.err.startswith("everlog: ")
     assert captured.err.count("\n") == 1
+
+
+def test_an_error_is_named_as_the_documentation_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
+    exits.report(WrongLog("another log"), is_debug=False)
+    assert capsys.readouterr().err == "everlog: another log [WrongLog]\n"
+    exits.report(CommandRefused("no such key"), is_debug=False)
+    assert capsys.readouterr().err == "everlog: no such key\n"
+
+
+def test_a_place_that_cannot_be_one_is_refused(folder: Path, cli: Cli) -> None:
+    for url, said in (
+        ("sqlite", "expected a URL like sqlite:PATH"),
+        ("sqlite://host/y.db", "found a host"),
+        ("sqlite:{app}.db", "expected one log for all apps"),
+    ):
+        result = cli("status", "--log-url", url)
+        assert (result.exit_code, said in result.stderr) == (4, True), result.output
+    assert [path.name for path in folder.iterdir() if path.name.startswith(("sqlite", "{app}", ".db"))] == []
 
 
 def test_a_message_of_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:

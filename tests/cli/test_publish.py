@@ -42,7 +42,7 @@ def test_a_bad_line_of_a_file_publishes_nothing(shop: Path, cli: Cli) -> None:
     (shop / "orders.jsonl").write_text(orders(*["ada"] * 1_500) + '{"order": 1}\n')
     result = cli("publish", "shop", TYPE, "orders.jsonl")
     assert result.exit_code == 1
-    assert result.stderr == "everlog: orders.jsonl:1501: field order: expected str, found int\n"
+    assert result.stderr == "everlog: orders.jsonl:1501: field order: expected str, found int [EventRefused]\n"
     assert cli("topics").stderr.startswith("everlog: there is no log")
 
 

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_replaced_and_kept(shop: Path, cli: Cli, start: Start,
     log = shop / ".everlog/log.db"
     damaged = b"\0" * 4_096 + log.read_bytes()[4_096:]
     log.write_bytes(damaged)
-    assert cli("status").exit_code == 1
+    assert cli("status").exit_code == 4
     result = cli("restore", "--from", "out/log.db", "--yes")
     assert result.exit_code == 0, result.output
     assert "nobody can say what came after the backup" in result.output
@@ -152,25 +152,25 @@ def _of_the_log(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "said", "code"),
     [
-        (_cut, "damaged"),
-        (_flip, "damaged"),
-        (_strange, "is no store of Everlog"),
-        (_empty, "is empty"),
-        (Path.unlink, "there is no file"),
-        (_in_use, "has a WAL beside it"),
-        (_of_the_log, "no store of Everlog"),
+        (_cut, "damaged", 1),
+        (_flip, "damaged", 1),
+        (_strange, "is no store of Everlog", 4),
+        (_empty, "is empty", 4),
+        (Path.unlink, "there is no file", 1),
+        (_in_use, "has a WAL beside it", 1),
+        (_of_the_log, "no store of Everlog", 4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).strip("_"),
 )
 def test_what_is_no_whole_backup_of_a_store_is_refused(
-    shop: Path, cli: Cli, backup: Path, spoil: Callable[[Path], None], said: str
+    shop: Path, cli: Cli, backup: Path, spoil: Callable[[Path], None], said: str, code: int
 ) -> None:
     before = (shop / ".everlog/loyalty.db").read_bytes()
     spoil(backup / "loyalty.db")
     result = cli("restore", "loyalty", "--from", "out/loyalty.db", "--yes")
-    assert (result.exit_code, said in result.stderr) == (1, True), result.output
+    assert (result.exit_code, said in result.stderr) == (code, True), result.output
     assert (shop / ".everlog/loyalty.db").read_bytes() == before
     assert not [name for name in names(shop / ".everlog") if "restoring" in name or "before" in name]
 

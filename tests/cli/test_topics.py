@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.shop import Cli, on_terminal, publish
+from tests.cli.shop import Cli, Start, on_terminal, publish
 
 from everlog.clock import SystemClock
 from everlog.errors import TopicMismatch
@@ -78,7 +80,10 @@ def test_limits_are_set_as_people_write_them_and_shown(shop: Path, cli: Cli) -> 
     assert (shown(cli)["keep_s"], shown(cli)["keep_bytes"]) == (None, None)
     result = cli("topics", "set", "shop.orders", "--keep-s", "7d", "--keep-bytes", "500MB", "--yes")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines()[0] == "shop.orders keeps 7 d or 500 MB of each partition; before: everything"
+    assert result.stdout.splitlines()[0] == (
+        "topic shop.orders keeps everything, and would keep 7 d or 500 MB of each partition; the rest is deleted for ever"
+    )
+    assert result.stdout.splitlines()[1] == "shop.orders keeps 7 d or 500 MB of each partition; before: everything"
     assert "keep_s=604800.0, keep_bytes=500000000" in result.stdout
     assert (shown(cli)["keep_s"], shown(cli)["keep_bytes"]) == (604_800.0, 500_000_000)
     assert "  keeps 7 d or 500 MB of each partition" in [line.rstrip() for line in cli("topics").stdout.splitlines()]
@@ -92,7 +97,7 @@ def test_keeping_less_is_asked_for_and_keeping_more_is_not(shop: Path, cli: Cli)
     publish(cli, "ada")
     week = ["topics", "set", "shop.orders", "--keep-s", "7d"]
     asked = on_terminal(week, columns=120, typed="n\n")
-    assert any("Topic 'shop.orders' keeps everything. Keep 7 d, and delete the rest for ever?" in line for line in asked)
+    assert any("topic shop.orders keeps everything, and would keep 7 d; the rest is deleted for ever" in line for line in asked)
     refused = cli(*week, stdin="y\n")
     assert (refused.exit_code, "--yes" in refused.stderr) == (1, True)
     assert shown(cli)["keep_s"] is None
@@ -160,3 +165,20 @@ def test_trimming_deletes_at_once_and_what_is_gone_is_shown(shop: Path, cli: Cli
     assert topic["gone_through"][:22] == newest[:22]
     assert any("deleted up to" in line for line in cli("topics").stdout.splitlines())
     assert cli("verify").exit_code == 0
+
+
+def test_what_a_service_has_not_handled_is_named_before_it_is_deleted(shop: Path, cli: Cli, start: Start) -> None:
+    publish(cli, "ada")
+    worker = start("run", "shop:billing")
+    worker.wait_for("is running")
+    while '"lag": 0' not in cli("status", "--json").stdout:
+        time.sleep(0.1)
+    assert worker.end(signal.SIGTERM) == 0
+    publish(cli, "bob", "cyd")
+    unasked = cli("topics", "set", "shop.orders", "--keep-s", "0.001")
+    assert (unasked.exit_code, "say --yes" in unasked.stderr) == (1, True)
+    said = "billing/billing has not handled 2 events: what is deleted before that is gone for it"
+    assert said in unasked.stdout
+    assert cli("topics", "set", "shop.orders", "--keep-s", "0.001", "--yes").exit_code == 0
+    trimmed = cli("topics", "trim")
+    assert (said in trimmed.stdout, "deleted 3 events" in trimmed.stdout) == (True, True), trimmed.stdout

@@ -145,7 +145,7 @@ def _print(findings: Sequence[Finding]) -> None:
         console.print(grid)
     problems, warnings = _count(findings, Level.PROBLEM), _count(findings, Level.WARNING)
     counts = [counted(number, noun) for number, noun in ((problems, "problem"), (warnings, "warning")) if number]
-    console.print(", ".join(counts) or "nothing is wrong", style="bold")
+    console.print(", ".join(counts) or "nothing is wrong; what is stored was not read: `everlog verify` does that", style="bold")
 
 
 def _shown(finding: Finding) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from everlog.cli.terminal import printable
-from everlog.errors import EverlogError, StartRefused
+from everlog.errors import CommandRefused, EverlogError, FileNewer, FilePlace, FileStrange, ModuleRefused, StartRefused
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -62,7 +62,9 @@ def report(error: Exception, *, is_debug: bool) -> int:
 def _code(error: Exception) -> int:
     if isinstance(error, typer.TyperException):
         return error.exit_code
-    return REFUSED if isinstance(error, StartRefused) else FAILED
+    if isinstance(error, ModuleRefused):
+        return USAGE
+    return REFUSED if isinstance(error, (StartRefused, FileNewer, FileStrange, FilePlace)) else FAILED
 
 
 def _line(error: Exception) -> str:
@@ -75,8 +77,10 @@ def _line(error: Exception) -> str:
         context = getattr(error, "ctx", None)
         return f"{text.rstrip('.')} (see {context.command_path} --help)" if context is not None else text
     text = " ".join(str(error).split())
-    if isinstance(error, EverlogError):
+    if isinstance(error, CommandRefused) or type(error) is StartRefused:
         return text
+    if isinstance(error, EverlogError):
+        return f"{text} [{type(error).__name__}]"  # by which the documentation lists them
     shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{shown}{place_of(error)}; everlog --debug … shows the traceback"
 

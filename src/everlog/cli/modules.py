@@ -15,14 +15,14 @@ from everlog.app import App
 from everlog.cli.exits import place_of
 from everlog.contracts.contract import Contract, contract_of
 from everlog.contracts.topic import Topic
-from everlog.errors import CommandRefused, EventRefused
+from everlog.errors import CommandRefused, EventRefused, ModuleRefused
 
 
 def load(name: str) -> ModuleType:
     """Import a module, also from the current folder, which a console script does not have on its path.
 
     Raises:
-        CommandRefused: There is none of that name, or importing it failed; says where.
+        ModuleRefused: There is none of that name, or importing it failed; says where.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -32,10 +32,10 @@ def load(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             hint = f": write {name[:-3].replace('/', '.')}, without .py" if name.endswith(".py") else ""
-            raise CommandRefused(f"there is no module {name!r} in {here} or among the installed packages{hint}") from error
-        raise CommandRefused(f"module {name!r} cannot be imported: {_said(error)}") from error
+            raise ModuleRefused(f"there is no module {name!r} in {here} or among the installed packages{hint}") from error
+        raise ModuleRefused(f"module {name!r} cannot be imported: {_said(error)}") from error
     except (Exception, SystemExit) as error:
-        raise CommandRefused(f"module {name!r} cannot be imported: {_said(error)}") from error
+        raise ModuleRefused(f"module {name!r} cannot be imported: {_said(error)}") from error
 
 
 def _said(error: BaseException) -> str:
@@ -47,13 +47,13 @@ def apps_of(references: Sequence[str]) -> Sequence[App[Any]]:
     """Return the apps that `MODULE:APP` or, where a module has exactly one, `MODULE` name.
 
     Raises:
-        CommandRefused: One of them names no app, or two have one name; says what there is.
+        ModuleRefused: One of them names no app, or two have one name; says what there is.
     """
     apps: dict[str, App[Any]] = {}
     for reference in references:
         app = _app(reference)
         if app.name in apps:
-            raise CommandRefused(
+            raise ModuleRefused(
                 f"{reference}: app {app.name!r} is given twice, and its store belongs to one of them: give each app once"
             )
         apps[app.name] = app
@@ -69,12 +69,12 @@ def _app(reference: str) -> App[Any]:
         if attribute in apps:
             return apps[attribute]
         if hasattr(module, attribute):
-            raise CommandRefused(
+            raise ModuleRefused(
                 f"{reference} is a {type(getattr(module, attribute)).__name__} and no App: the module has {choice}"
             )
-        raise CommandRefused(f"module {module_name!r} has no {attribute!r}: its apps are {choice}")
+        raise ModuleRefused(f"module {module_name!r} has no {attribute!r}: its apps are {choice}")
     if len({id(app) for app in apps.values()}) != 1:
-        raise CommandRefused(f"expected one App in module {module_name!r}, found {choice}: write MODULE:APP")
+        raise ModuleRefused(f"expected one App in module {module_name!r}, found {choice}: write MODULE:APP")
     return next(iter(apps.values()))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from everlog.clock import SystemClock
-from everlog.errors import CommandRefused
+from everlog.errors import CommandRefused, FilePlace
 from everlog.log import Log
 from everlog.settings import Settings, open_log, open_store, resolve, shown
 from everlog.store import Store
@@ -125,5 +125,11 @@ async def existing_store(settings: Settings, app: str) -> AsyncGenerator[Store]:
 def _refuse_missing(url: str, message: str) -> None:
     place = url.removeprefix(_SQLITE)
     # A missing file would be made by opening it; `:memory:` is a new and empty one each time.
-    if place != url and not Path(place).exists():
+    if place == url:
+        return
+    try:
+        is_there = Path(place).exists()
+    except OSError as error:
+        raise FilePlace(f"{place}: {error.strerror}: run this as its owner, or say where it is with a URL") from error
+    if not is_there:
         raise CommandRefused(message)

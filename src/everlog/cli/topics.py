@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import Annotated, Any, NamedTuple
 
@@ -16,7 +17,9 @@ from everlog.cli.terminal import ago, counted, iso_time, print_json, screen, tab
 from everlog.clock import SystemClock, to_datetime, to_us
 from everlog.errors import CommandRefused
 from everlog.log import Backlog, Log, TopicSpec
+from everlog.position import Offset
 from everlog.settings import Settings, resolve, shown
+from everlog.subscriptions.report import read_reports
 
 _PRECISION: timedelta = timedelta(milliseconds=1)
 _OWN = "everlog."
@@ -152,10 +155,13 @@ def set_(
     before = asyncio.run(_spec(settings, name))
     after = msgspec.structs.replace(before, **changes)
     kept, keeps = (shown_limits(spec.keep_s, spec.keep_bytes) for spec in (before, after))
-    if _keeps_less(before, after):
-        confirm(f"Topic {name!r} keeps {kept}. Keep {keeps}, and delete the rest for ever?", is_sure=is_sure)
-    asyncio.run(_set(settings, after))
     console = screen()
+    if _keeps_less(before, after):
+        console.print(f"topic {name} keeps {kept}, and would keep {keeps}; the rest is deleted for ever", soft_wrap=True)
+        for line in asyncio.run(_behind(settings, {name})):
+            console.print(line, soft_wrap=True)
+        confirm("Keep less?", is_sure=is_sure)
+    asyncio.run(_set(settings, after))
     console.print(f"{name} keeps {keeps}; before: {kept}", soft_wrap=True)
     console.print(
         f"declare it so, or its apps do not start: keep_s={after.keep_s}, keep_bytes={after.keep_bytes}. A running app deletes "
@@ -168,6 +174,24 @@ def _keeps_less(before: TopicSpec, after: TopicSpec) -> bool:
     """Tell whether a limit is new, or smaller than it was."""
     limits = ((before.keep_s, after.keep_s), (before.keep_bytes, after.keep_bytes))
     return any(is_now is not None and (was is None or is_now < was) for was, is_now in limits)
+
+
+async def _behind(settings: Settings, topics: AbstractSet[str]) -> list[str]:
+    """Return a line for each subscription that has not handled all of these topics, as it last reported."""
+    lines: list[str] = []
+    async with existing_log(settings) as log:
+        for report, _ in (await read_reports(log)).values():
+            if report.is_retired:
+                continue
+            waiting = 0
+            for topic in topics & report.topics.keys():
+                through = {int(partition): Offset(one.through) for partition, one in report.topics[topic].items()}
+                waiting += (await log.backlog(topic, through)).count
+            if waiting:
+                lines.append(
+                    f"{report.app}/{report.subscription} has not handled {counted(waiting, 'event')}: what is deleted before that is gone for it"
+                )
+    return lines
 
 
 async def _spec(settings: Settings, name: str) -> TopicSpec:
@@ -191,11 +215,18 @@ def trim(log_url: LogUrl = None) -> None:
     """Delete now what the topics no longer keep; a running app does it every few seconds."""
     settings = settings_from(log_url=log_url)
 
+    async def limited() -> set[str]:
+        async with existing_log(settings) as log:
+            return {spec.name for spec in await log.topics() if spec.keep_s is not None or spec.keep_bytes is not None}
+
     async def retain() -> int:
         async with existing_log(settings) as log:
             return await log.retain()
 
-    screen().print(f"deleted {counted(asyncio.run(retain()), 'event')}")
+    console = screen()
+    for line in asyncio.run(_behind(settings, asyncio.run(limited()))):  # before: what is deleted is counted no more
+        console.print(line, soft_wrap=True)
+    console.print(f"deleted {counted(asyncio.run(retain()), 'event')}")
 
 
 async def _newest_us(log: Log, topic: str, oldest_us: int) -> int:

@@ -421,6 +421,7 @@ class Holding:
 
     def _say(self, key: str, line: str, attempts: int, delay_s: float | None) -> None:
         if delay_s is None:
-            _logger.error("%s: key %r is parked after %d attempts: %s", self._prefix, key, attempts, line)
+            times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+            _logger.error("%s: key %r is parked after %s: %s", self._prefix, key, times, line)
         else:
             _logger.warning("%s: key %r failed attempt %d, next in %.1f s: %s", self._prefix, key, attempts, delay_s, line)

@@ -141,7 +141,7 @@ def _check_marks(path: Path, kind: Kind, head: bytes) -> None:
         raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
     if version > kind.version:
         raise FileNewer(
-            f"{path} is of version {version}; this Everlog reads {kind.version}: upgrade it. The file was not touched"
+            f"{path} is of version {version}, and this Everlog reads {kind.version}: upgrade Everlog. The file was not touched"
         )
     if version < kind.version:
         raise FileStrange(
@@ -278,7 +278,10 @@ def load_checksums() -> None:
 def translate(error: apsw.Error, path: Path | None) -> EverlogError | None:
     """Return the damage that an error of SQLite stands for; ``None`` where it stands for none."""
     if isinstance(error, apsw.CorruptError | apsw.NotADBError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
-        return FileDamaged(f"{path}: SQLite found it damaged ({error}): nothing was skipped; restore it from a backup")
+        why = "the checksum of a page is wrong" if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA else str(error)
+        return FileDamaged(
+            f"{path}: SQLite found it damaged ({why}): nothing was skipped; restore it from a backup (everlog restore --help)"
+        )
     return None
 
 
