@@ -46,7 +46,22 @@ async def test_lag_counts_what_waits_what_is_unfinished_and_what_is_held() -> No
     clock.advance(30)
     await _report(log, 5, unfinished=2, held=3)
     (lag,) = await read_lags(log, clock.wall_us())
-    assert (lag.count, lag.age_s) == (4 + 2 + 3, 30.0)
+    assert (lag.count, lag.age_s) == (4 + 2 + 3, 30.0)  # offset 0 is the oldest that is unfinished
+
+
+async def test_the_age_is_that_of_the_oldest_event_in_a_hanging_handler_too() -> None:
+    clock = ManualClock()
+    log = await _log(clock, events=1)
+    clock.advance(100)
+    for _ in range(2):
+        await log.append(ORDERS, [NewRecord("shop.order/1", b"{}", "k", 0, "test", 0)])
+    clock.advance(7)
+    await _report(log, 2, unfinished=1)
+    (lag,) = await read_lags(log, clock.wall_us())
+    assert (lag.count, lag.age_s) == (1, 107.0)
+    await _report(log, 2)
+    (lag,) = await read_lags(log, clock.wall_us())
+    assert (lag.count, lag.age_s) == (0, None)
 
 
 async def test_a_subscription_that_was_retired_has_no_lag() -> None:

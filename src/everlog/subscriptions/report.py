@@ -26,6 +26,8 @@ class PartitionReport(msgspec.Struct, frozen=True):
     through: int
     """Everything up to this offset is finished, but for `unfinished` records."""
     unfinished: int
+    oldest: int | None = None
+    """The offset of the oldest of these; ``None`` where there is none."""
 
 
 @progress_topic.event("everlog.progress/1")
@@ -61,7 +63,7 @@ class Lag(msgspec.Struct, frozen=True):
     count: int
     """Records that are not finished, those held included."""
     age_s: float | None
-    """Age of the oldest record that was not looked at, in seconds by the log's time; ``None`` where there is none."""
+    """Age of the oldest record that is not finished, held ones aside, in seconds by the log's time; ``None`` where there is none."""
 
 
 def reports_of(store: UUID, status: StoreStatus) -> list[ProgressReported]:
@@ -70,7 +72,7 @@ def reports_of(store: UUID, status: StoreStatus) -> list[ProgressReported]:
     for subscription in status.subscriptions:
         topics: dict[str, dict[str, PartitionReport]] = {}
         for progress in subscription.progress:
-            report = PartitionReport(progress.through, len(progress.unfinished))
+            report = PartitionReport(progress.through, len(progress.unfinished), min(progress.unfinished, default=None))
             topics.setdefault(progress.where.topic, {})[str(progress.where.partition)] = report
         reports.append(
             ProgressReported(
@@ -158,8 +160,9 @@ async def read_lags(log: Log, now_us: int) -> list[Lag]:
         for topic, partitions in report.topics.items():
             backlog: Backlog = await log.backlog(topic, {int(number): Offset(one.through) for number, one in partitions.items()})
             count += backlog.count + sum(one.unfinished for one in partitions.values())
-            if backlog.oldest_us is not None:
-                oldest.append(backlog.oldest_us)
+            unfinished = {int(number): Offset(one.oldest - 1) for number, one in partitions.items() if one.oldest is not None}
+            in_hand: Backlog | None = await log.backlog(topic, unfinished) if unfinished else None
+            oldest.extend([one.oldest_us for one in (backlog, in_hand) if one is not None and one.oldest_us is not None])
         age_s = max(0.0, (now_us - min(oldest)) / 1e6) if oldest else None
         lags.append(Lag(report, reported_us, count, age_s))
     return lags
