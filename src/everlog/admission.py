@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import groupby
 from typing import Final
 
@@ -15,8 +16,9 @@ import msgspec
 
 from everlog.codec import ProducerRun
 from everlog.dedupe import Seen
-from everlog.errors import EventTooLarge, EverlogError, LogError, SequenceReused
+from everlog.errors import EventTooLarge, EverlogError, IdempotencyKeyReused, LogError, SequenceReused
 from everlog.log import DEDUPE_RANGE, ProducerBatch, Status, TopicSpec
+from everlog.position import Offset
 from everlog.record import NewRecord
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -131,6 +133,38 @@ def rule(part: Part, numbering: Numbering | None, *, topic: str, producer: str, 
     if runs == [(part.first, part.first + len(part.records))]:
         return Ruling(range(len(part.records)), content=content)
     return Ruling([number - part.first for start, stop in runs for number in range(start, stop)], content=content)
+
+
+class Once(msgspec.Struct, frozen=True):
+    """What was stored under an idempotency key."""
+
+    hash: bytes
+    partition: int
+    offset: Offset
+    at_us: int
+    """When, by the log's time, in microseconds since 1970 UTC."""
+
+    def check(self, record: NewRecord, topic: str) -> None:
+        """Check that a record says the same.
+
+        Raises:
+            IdempotencyKeyReused: It does not.
+        """
+        if hash_of(record) != self.hash:
+            raise IdempotencyKeyReused(
+                f"{record.source!r} has stored another event under the idempotency key {record.once!r}, at offset {self.offset} of "
+                f"{topic}/{self.partition}: one key stands for one event; give this one a key of its own"
+            )
+
+
+def hash_of(record: NewRecord) -> bytes:
+    """Return a hash of what a record says: type, key and data."""
+    return blake2b(_encode((record.type, record.key, record.data)), digest_size=16).digest()
+
+
+def once_of(records: Sequence[NewRecord]) -> NewRecord | None:
+    """Return the record of an append that has an idempotency key; ``None`` where there is none."""
+    return records[0] if len(records) == 1 and records[0].once is not None else None
 
 
 def content_of(records: Sequence[NewRecord]) -> bytes:

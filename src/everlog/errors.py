@@ -22,6 +22,7 @@ EverlogError
 │   ├── LogReadOnly            no room or no permission; nothing was stored and reading goes on
 │   ├── RecordsGone            retention deleted what a reader was to read next
 │   ├── SequenceReused         a producer sent other bytes under a number that is taken
+│   ├── IdempotencyKeyReused   another event was stored under the key
 │   └── StreamConflict         the stream has moved on since it was read
 ├── StoreError                 the store did not do what it was asked
 │   ├── StoreReadOnly          no room or no permission; nothing was stored
@@ -210,6 +211,10 @@ class RecordsGone(LogError):
 
 class SequenceReused(LogError):
     """A producer sent other bytes under a number that is already taken."""
+
+
+class IdempotencyKeyReused(LogError):
+    """Another event was stored under the same idempotency key. Nothing was stored."""
 
 
 class StreamConflict(LogError):

@@ -24,6 +24,8 @@ from everlog.record import NewRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
+ONCE_S: Final = 7 * 24 * 3600
+"""How long an idempotency key is remembered."""
 DEDUPE_RANGE: Final = 8_192
 """How far below a producer's highest number a number that was never seen is still taken."""
 
@@ -38,7 +40,7 @@ class Features(msgspec.Struct, frozen=True):
     conditional_append: bool
     """`append(expect=...)` and `read_stream` are honoured."""
     idempotency_keys: bool
-    """`publish(idempotency_key=...)` is honoured."""
+    """`NewRecord.once` is honoured, and with it `publish(idempotency_key=...)`."""
     total_order: bool
     """Each chunk carries a commit number that orders it among all topics."""
     log_time: bool
@@ -110,7 +112,7 @@ class Appended(msgspec.Struct, frozen=True):
 
     statuses: Sequence[Status]
     offsets: Sequence[Offset | None]
-    """Where it was stored; ``None`` unless `STORED`."""
+    """Where it was stored; ``None`` unless `STORED`, or a `DUPLICATE` by its idempotency key."""
     errors: Sequence[EverlogError | None] = ()
     """Why it was refused or is unknown; empty where nothing was."""
 
@@ -227,6 +229,9 @@ class Log(Protocol):
         duplicate; one that is missing within `DEDUPE_RANGE` below the highest seen is taken; one below that is unknown.
         Numbering takes effect when the call is made and not when it is awaited: two calls append in the order of the calls.
 
+        A record with an idempotency key (`NewRecord.once`) is appended alone. Where one of its topic and source was stored under that key within
+        7 days, whoever sent it, the record is a `DUPLICATE` of that one, and `offsets` says where that is.
+
         Args:
             topic: An existing topic.
             records: At least one. Records of one key go to one partition.
@@ -238,6 +243,7 @@ class Log(Protocol):
 
         Raises:
             TopicMissing, LogReadOnly, SequenceReused, StreamConflict: Nothing was stored.
+            IdempotencyKeyReused: Other type, key or data were stored under the idempotency key. Nothing was stored.
             FeatureMissing: `expect` was given and `features.conditional_append` is ``False``. Nothing was stored.
             ValueError: No records, a partition that the topic does not have, or no number for one. Nothing was stored.
         """

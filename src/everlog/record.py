@@ -32,6 +32,7 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
         schema: Fingerprint of the JSON Schema that `data` obeys; 0 where unknown.
         logged_at_us: Set by `move` alone, to carry the time of the log that it came from.
         tags, flags, key_id, tenant: Room for what later versions say; empty today.
+        once: Its idempotency key, for a log with `Features.idempotency_keys` and an append of this record alone. Not stored with it.
     """
 
     type: str
@@ -48,6 +49,7 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
     flags: int = 0
     key_id: str | None = None
     tenant: str | None = None
+    once: str | None = None
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):

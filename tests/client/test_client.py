@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
-from tests.subscriptions.world import Free, Left, Right, left, right
+from tests.subscriptions.world import Free, Left, Right, free, left, right
 
 from everlog.client import Client
 from everlog.client import publisher as publisher_module
@@ -20,6 +20,7 @@ from everlog.errors import (
     EventTooLarge,
     EverlogError,
     FeatureMissing,
+    IdempotencyKeyReused,
     KeyRefused,
     LogError,
     LogReadOnly,
@@ -284,9 +285,43 @@ async def test_nothing_is_sent_when_one_event_of_a_call_is_refused(bench: Bench)
         await bench.client.publish(Left("a"), headers={"Not-Good": "x"})
     with pytest.raises(FeatureMissing):
         await bench.client.publish(Left("a"), within=object())
-    with pytest.raises(FeatureMissing):
-        await bench.client.publish(Left("a"), idempotency_key="x")
+    for wrong in ("", "x" * 501, 7, "\ud800"):
+        with pytest.raises(EventRefused, match="idempotency key"):
+            await bench.client.publish(Left("a"), idempotency_key=cast("str", wrong))
+    with pytest.raises(EventRefused, match="expected one event with an idempotency key, found 2"):
+        await bench.client.publish(Left("a"), Left("b"), idempotency_key="x")
     assert bench.log.sent == []
+
+
+async def test_an_event_with_an_idempotency_key_is_stored_once_and_a_repeat_is_told_where(bench: Bench) -> None:
+    first = await bench.client.publish(Left("a", 1), idempotency_key="order-1")
+    other = Client(bench.log, source="test", clock=bench.clock)
+    again = await other.publish(Left("a", 1), idempotency_key="order-1")
+    assert (list(again.ids), again.position.token()) == (list(first.ids), first.position.token())
+    with pytest.raises(IdempotencyKeyReused, match="'order-1'"):
+        await other.publish(Left("a", 2), idempotency_key="order-1")
+    await other.publish(Left("a", 2), idempotency_key="order-2")
+    stranger = Client(bench.log, source="another", clock=bench.clock)
+    await stranger.publish(Left("a", 1), idempotency_key="order-1")
+    assert sorted(data for _, data in await bench.logged()) == [b'{"key":"a","n":1}', b'{"key":"a","n":1}', b'{"key":"a","n":2}']
+
+
+async def test_an_event_without_a_key_stands_where_the_first_of_its_idempotency_key_does(bench: Bench) -> None:
+    found = {(await bench.client.publish(Free(1), idempotency_key="x")).position.token() for _ in range(6)}
+    assert len(found) == 1
+    assert len(await bench.logged(free.name)) == 1
+
+
+async def test_answers_that_are_lost_and_a_key_store_once_as_well(bench: Bench) -> None:
+    answers = iter(["lost", "unknown", "lost"])
+    bench.log.answer = lambda _: next(answers, "store")
+    task = asyncio.create_task(bench.client.publish(Left("a", 1), idempotency_key="k"))
+    await bench.spin(task)
+    first = task.result()
+    again = await bench.client.publish(Left("a", 1), idempotency_key="k")
+    assert (list(first.ids), first.position.token()) == (list(again.ids), again.position.token())
+    await bench.client.publish(Left("a", 2))
+    assert len(await bench.logged()) == 2
 
 
 async def test_a_topic_is_made_by_the_first_event_unless_that_is_forbidden(bench: Bench) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
+
+import msgspec
 
 from everlog.client.follower import Start, follow, parsed
 from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
-from everlog.contracts.envelope import Origin, address
+from everlog.contracts.envelope import Addressed, Origin, address
 from everlog.contracts.event import AnyEvent
 from everlog.contracts.record import Record
 from everlog.contracts.topic import Topic
@@ -26,6 +28,7 @@ E = TypeVar("E", bound=AnyEvent)
 E2 = TypeVar("E2", bound=AnyEvent)
 
 DEFAULT_TIMEOUT_S: Final = 30.0
+_MOST_KEY_CHARACTERS: Final = 500
 
 
 class Client:
@@ -85,12 +88,14 @@ class Client:
             events: At most 4,096 instances of classes that were given to a topic.
             key: The key of all, for topics declared with `key=None`.
             headers: CloudEvents extensions: names of lower-case letters and digits.
-            idempotency_key: Store the event once per key within 7 days, whoever sends it.
+            idempotency_key: Store the one event once per key within 7 days, whoever sends it under the app's name; a repeat is told where it
+                is. Its id comes from the key.
             within: A transaction of the app's own database, to commit with.
             timeout_s: How long to wait for an answer, in seconds.
 
         Raises:
             EventRefused: An event breaks its contract; names the field. Nothing was stored.
+            IdempotencyKeyReused: Another event was stored under the key. Nothing was stored.
             NotInHandler: Called inside a handler. Nothing was stored.
             FeatureMissing: The log or store cannot honour `idempotency_key` or `within`. Nothing was stored.
             LogReadOnly: The log takes no writes now. Nothing was stored.
@@ -141,11 +146,39 @@ class Client:
         if not events:
             raise EventRefused("expected at least one event to publish, found none")
         origin = Origin(self._source, self._clock.wall_us(), headers or None, self._next_partition)
-        addressed = address(events, origin, key=key)
+        addressed = (
+            address(events, origin, key=key) if idempotency_key is None else self._once(events, origin, key, idempotency_key)
+        )
         for target in addressed:
             if not self._publisher.is_open(target.topic):
                 await self._publisher.open(target.topic, self._ensuring(target.topic))
         return await self._publisher.send(addressed, timeout_s=timeout_s)
+
+    def _once(self, events: Sequence[AnyEvent], origin: Origin, key: object, idempotency_key: object) -> Sequence[Addressed]:
+        """Return the one event as a record that is stored once."""
+        if len(events) != 1:
+            raise EventRefused(
+                f"expected one event with an idempotency key, found {len(events)}: give each a call and a key of its own"
+            )
+        if not isinstance(idempotency_key, str) or not 0 < len(idempotency_key) <= _MOST_KEY_CHARACTERS:
+            raise EventRefused(
+                f"expected an idempotency key of 1 to {_MOST_KEY_CHARACTERS} characters, found {type(idempotency_key).__name__} "
+                f"{str(idempotency_key)[:60]!r}"
+            )
+        from hashlib import blake2b  # few need it, and it takes a while
+
+        topic = contract_of(type(events[0])).topic
+        try:
+            id_ = blake2b(f"{self._source}\x1f{topic.name}\x1f{idempotency_key}".encode(), digest_size=16).hexdigest()
+        except UnicodeEncodeError as error:
+            raise EventRefused(
+                f"the idempotency key {idempotency_key!r} holds a lone surrogate, which UTF-8 cannot carry"
+            ) from error
+        (target,) = address(events, origin, key=key, ids=[id_])
+        (record,) = target.records
+        if topic.key is None and key is None:  # a repeat goes where the first one went: the place is a part of what is told
+            record = msgspec.structs.replace(record, partition=int(id_[:8], 16) % topic.partitions)
+        return [Addressed(topic, [msgspec.structs.replace(record, once=idempotency_key)], target.places)]
 
     def _next_partition(self, topic: Topic) -> int:
         return next(self._spread) % topic.partitions

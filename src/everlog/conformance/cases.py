@@ -40,7 +40,7 @@ class Case(Generic[H]):
 
     Attributes:
         run: Takes a fresh harness; raises `Broken` where the promise is not kept.
-        needs: The feature without which the promise is not made; ``None`` where everybody makes it.
+        needs: The features without which the promise is not made, apart by spaces; ``None`` where everybody makes it.
     """
 
     run: Callable[[H], Awaitable[None]]
@@ -54,7 +54,7 @@ class Case(Generic[H]):
     def applies_to(self, features: object) -> bool:
         """Say whether an adapter with these features makes the promise."""
         # "memory" is the one durability that promises nothing.
-        return self.needs is None or getattr(features, self.needs) not in (False, None, "memory")
+        return all(getattr(features, name) not in (False, None, "memory") for name in (self.needs or "").split())
 
     async def __call__(self, harness: H) -> None:
         """Run the case; return where the promise is kept."""

@@ -17,11 +17,11 @@ from weakref import WeakSet
 
 import msgspec
 
-from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
+from everlog.admission import Numbering, Once, Part, Ruling, hash_of, once_of, parts_of, rule, runs_of
 from everlog.clock import Clock, Steady, to_us
 from everlog.codec import Batch, Chunk, encode_chunk, split
 from everlog.errors import Closed, EverlogError, FeatureMissing, PositionRefused, RecordsGone, TopicMissing
-from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
+from everlog.log import ONCE_S, Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.position import BEGINNING, Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, NewRecord
 from everlog.topics import check_honoured, check_limits, merged
@@ -30,7 +30,7 @@ _FEATURES: Final = Features(
     durability="memory",
     dedupes=True,
     conditional_append=False,
-    idempotency_keys=False,
+    idempotency_keys=True,
     total_order=True,
     log_time=True,
     retention=True,
@@ -122,6 +122,7 @@ class MemoryLog:
         self._topics: dict[str, TopicSpec] = {}
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._numbers: dict[str, dict[TopicPartition, Numbering]] = {}  # by producer
+        self._once: dict[tuple[str, str, str | None], Once] = {}  # by topic, source and idempotency key, the oldest first
         self._sessions: dict[str, int] = {}  # when each session producer was used last, the one idle longest first
         self._readers: WeakSet[MemoryReader] = WeakSet()
         self._commit = 0
@@ -158,9 +159,30 @@ class MemoryLog:
         try:
             if expect is not None:
                 raise _no_streams("append(expect=...)")
-            return _answered(self._append(topic, records, producer))
+            single = once_of(records)
+            if single is None:
+                return _answered(self._append(topic, records, producer))
+            return _answered(self._append_once(topic, single, producer))
         except (EverlogError, ValueError) as error:
             return _failed(error)
+
+    def _append_once(self, topic: str, record: NewRecord, producer: ProducerBatch | None) -> Appended:
+        spec = self._spec(topic)
+        once = self._known(topic, record)
+        if once is None:
+            appended = self._append(topic, [record], producer)
+            offset = appended.offsets[0]
+            if offset is not None:
+                self._once.pop((topic, record.source, record.once), None)
+                self._once[topic, record.source, record.once] = Once(hash_of(record), record.partition, offset, self._last_us)
+            return appended
+        once.check(record, topic)
+        if producer is not None:  # the number of the record is used all the same
+            (part,) = parts_of(spec, [record], producer)
+            numbering = self._remember(producer).setdefault(TopicPartition(topic, part.partition), Numbering())
+            largest = self.features.max_record_bytes
+            numbering.take(part, rule(part, numbering, topic=topic, producer=producer.name, max_record_bytes=largest))
+        return Appended([Status.DUPLICATE], [once.offset])
 
     def _append(self, topic: str, records: Sequence[NewRecord], producer: ProducerBatch | None) -> Appended:
         spec = self._spec(topic)
@@ -188,6 +210,16 @@ class MemoryLog:
             for reader in self._readers:
                 reader.wake(where)
         return Appended(statuses, offsets, errors if any(errors) else ())
+
+    def _known(self, topic: str, record: NewRecord) -> Once | None:
+        """Return what was stored under a record's idempotency key within 7 days, and forget what is older."""
+        since_us = self._steady.wall_us() - ONCE_S * 1_000_000  # a clock that jumps ahead has made none of them old
+        while self._once:
+            place, oldest = next(iter(self._once.items()))
+            if oldest.at_us >= since_us:
+                break
+            del self._once[place]
+        return self._once.get((topic, record.source, record.once))
 
     def _store(self, where: TopicPartition, part: Part, ruling: Ruling, producer: str) -> list[Offset]:
         partition = self._partitions[where]

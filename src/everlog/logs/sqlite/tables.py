@@ -4,6 +4,7 @@
     part      topic · part → next, first, gone        chunk     id (commit number << 20 | place) · topic · part · first · last · logged_at ·
     gone      how many records were deleted                     bytes of the partition's bodies up to and with it · body
                                                       newest    topic · part · key → offset, for topics of `keep_newest`
+                                                      idempotent  topic · source · idempotency key → hash, offset; for 7 days
 
 Only `chunk` knows a chunk's bounds, so that small ones can be merged later. The next offset of a partition is the one behind its last chunk;
 `part.next_offset` stands for it where retention has deleted that chunk, so that it never goes back. An append thus touches as few pages as it can:
@@ -28,7 +29,7 @@ PLACE_BITS: Final = 20
 LOG: Final = Kind(
     "log",
     application_id=0x45564C47,  # "EVLG"
-    version=2,
+    version=3,
     tables=HEAD_TABLE
     + """;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -62,5 +63,6 @@ LOG: Final = Kind(
         hash BLOB NOT NULL, part INTEGER NOT NULL, "offset" INTEGER NOT NULL, at_us INTEGER NOT NULL,
         PRIMARY KEY (topic, source, key)
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotent_age ON idempotent (at_us);
     """,
 )

@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple, cast
 import apsw
 import msgspec
 
-from everlog.admission import Numbering, Part, Ruling, parts_of, rule, runs_of
+from everlog.admission import Numbering, Once, Part, Ruling, hash_of, once_of, parts_of, rule, runs_of
 from everlog.clock import Steady
 from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, ProducerRun, encode_chunk, split
 from everlog.dedupe import Seen
 from everlog.drivers.sqlite.database import Group
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import EverlogError, TopicMissing
-from everlog.log import Appended, Status, TopicSpec
+from everlog.log import ONCE_S, Appended, Status, TopicSpec
 from everlog.logs.sqlite.jobs import Append, Done, Job, Limiting
 from everlog.logs.sqlite.retention import Deletion, GiveBack, delete, give_back
 from everlog.logs.sqlite.tables import NEXT_OFFSET, PLACE_BITS
@@ -38,6 +38,10 @@ _END: Final = f"""
 """
 _NEWEST: Final = (
     'INSERT INTO newest VALUES (?, ?, ?, ?) ON CONFLICT (topic, part, key) DO UPDATE SET "offset" = excluded."offset"'
+)
+_SWEEP_KEYS: Final = (
+    "DELETE FROM idempotent WHERE (topic, source, key) IN "
+    "(SELECT topic, source, key FROM idempotent WHERE at_us < ? ORDER BY at_us LIMIT 100)"
 )
 _NO_RANGES: Final = msgspec.msgpack.encode([])
 _ranges: Final = msgspec.msgpack.Decoder(list[tuple[int, int]])
@@ -84,7 +88,7 @@ class Writer:
         for job in jobs:
             try:
                 if isinstance(job, Append):
-                    results.append(self._append(connection, job, tails, touched))
+                    results.append(self._append(connection, job, tails, touched, group.at_us))
                 else:
                     results.append(self._other(connection, job))
             except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
@@ -148,10 +152,33 @@ class Writer:
         job: Append,
         tails: dict[tuple[int, int], _Tail],
         touched: dict[tuple[str, int, int], bool],
+        at_us: int,
     ) -> Appended:
         topic = self._topic(connection, job.topic)
         if topic is None:
             raise TopicMissing(job.topic)
+        single = once_of(job.records)
+        if single is None:  # as nearly always
+            return self._store(connection, topic, job, tails, touched)
+        once = _once(connection, topic.id, single, self._oldest_key_us)
+        if once is not None:
+            once.check(single, job.topic)
+            return self._known(connection, topic, job, once, touched)
+        appended = self._store(connection, topic, job, tails, touched)
+        if appended.statuses == [Status.STORED]:
+            row = (topic.id, single.source, single.once, hash_of(single), single.partition, appended.offsets[0], at_us)
+            connection.execute("INSERT OR REPLACE INTO idempotent VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute(_SWEEP_KEYS, (self._oldest_key_us,))  # a bounded step with each, so that they stay few
+        return appended
+
+    def _store(
+        self,
+        connection: apsw.Connection,
+        topic: _Topic,
+        job: Append,
+        tails: dict[tuple[int, int], _Tail],
+        touched: dict[tuple[str, int, int], bool],
+    ) -> Appended:
         name = job.producer.name if job.producer else ""
         ruled: list[tuple[Part, Numbering | None, Ruling]] = []
         for part in parts_of(topic.spec, job.records, job.producer):  # all are ruled before one is taken
@@ -195,6 +222,29 @@ class Writer:
             nexts = {partition: count_from(first) for partition, first in firsts.items()}
             offsets = [cast("Offset", next(nexts[record.partition])) for record in job.records]
         return Appended(statuses, offsets, errors)
+
+    @property
+    def _oldest_key_us(self) -> int:
+        """Since when idempotency keys count. A clock that jumps ahead has made none of them old."""
+        return self._steady.wall_us() - ONCE_S * 1_000_000
+
+    def _known(
+        self,
+        connection: apsw.Connection,
+        topic: _Topic,
+        job: Append,
+        once: Once,
+        touched: dict[tuple[str, int, int], bool],
+    ) -> Appended:
+        """Answer with what was stored under the idempotency key; the number of the record is used all the same."""
+        if job.producer is not None:
+            (part,) = parts_of(topic.spec, job.records, job.producer)
+            numbering = self._numbering(connection, job.producer.name, topic.id, part.partition)
+            ruling = rule(part, numbering, topic=job.topic, producer=job.producer.name, max_record_bytes=MAX_DATA_BYTES)
+            numbering.take(part, ruling)
+            if ruling.store:
+                touched[job.producer.name, topic.id, part.partition] = job.producer.named
+        return Appended([Status.DUPLICATE], [once.offset])
 
     def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
         known = self._numberings.get((name, topic, part))
@@ -259,6 +309,16 @@ class Writer:
             self._swept_us = steady_us
             connection.execute("DELETE FROM producer WHERE NOT named AND seen_us < ?", (steady_us - _SESSION_IDLE_US,))
             self._numberings.clear()
+
+
+def _once(connection: apsw.Connection, topic: int, record: NewRecord, since_us: int) -> Once | None:
+    """Return what was stored under a record's idempotency key since then."""
+    rows = rows_of(
+        connection,
+        'SELECT hash, part, "offset", at_us FROM idempotent WHERE topic = ? AND source = ? AND key = ? AND at_us >= ?',
+        (topic, record.source, record.once, since_us),
+    )
+    return Once(*rows[0]) if rows else None
 
 
 def _pieces(tail: _Tail) -> Iterator[tuple[int, int, Sequence[NewRecord], Sequence[ProducerRun]]]:
