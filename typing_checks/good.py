@@ -9,6 +9,7 @@ from typing import assert_type
 
 import httpx
 import msgspec
+from pydantic import BaseModel
 
 from everlog import App, Client, Delivery, Event, Record, Retry, Settings, State, Topic, Tx
 from everlog.errors import PoisonAt
@@ -52,6 +53,12 @@ class StockRefused(Event):
     missing: tuple[str, ...] = msgspec.field(default_factory=tuple[str, ...])
 
 
+@readings.event("shop.measured/1")
+class Measured(BaseModel):
+    sensor: str
+    celsius: float
+
+
 # ---- inventory: state, and events as results ----
 
 inventory = App("inventory")
@@ -71,6 +78,12 @@ async def reserve(order: OrderPlaced, tx: Tx) -> StockReserved | StockRefused:
 
 def shown(count: int | None) -> str:
     return "nothing" if count is None else str(count)
+
+
+@inventory.on(Measured)
+async def note_down(reading: Measured, tx: Tx) -> None:
+    assert_type(reading.celsius, float)
+    tx.publish(Measured(sensor="mirror", celsius=reading.celsius))
 
 
 @inventory.on(OrderCancelled)

@@ -6,7 +6,18 @@ import httpx
 
 from everlog import App, Client, Delivery, Event, Retry, Settings, Topic, Tx
 from everlog.errors import PoisonAt
-from typing_checks.good import Line, OrderCancelled, OrderPlaced, StockRefused, StockReserved, load, load_plain, notify, stock
+from typing_checks.good import (
+    Line,
+    Measured,
+    OrderCancelled,
+    OrderPlaced,
+    StockRefused,
+    StockReserved,
+    load,
+    load_plain,
+    notify,
+    stock,
+)
 
 # ---- declarations ----
 
@@ -122,6 +133,12 @@ async def inside(order: OrderCancelled, tx: Tx[httpx.AsyncClient]) -> None:
     quantity: str = await tx.get(stock, order.order_id, 0)  # must be reported
     print(await tx.get(stock, order.order_id) + 1, quantity)  # must be reported: nothing may be stored there
     print(tx.get(stock, order.order_id, 0) + 1)  # must be reported: reads are awaited
+
+
+@app.on(Measured)
+async def wrong_model_field(reading: Measured) -> None:
+    print(reading.fahrenheit)  # must be reported
+    print(Measured(sensor="a", celsius=None))  # must be reported
 
 
 # ---- a client ----

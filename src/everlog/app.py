@@ -90,7 +90,7 @@ class Subscription(Generic[R]):
     def on(self, type1: type[E1], type2: type[E2], type3: type[E3], /) -> On[E1 | E2 | E3, R]: ...
     @overload
     def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
-    def on(self, *types: type[AnyEvent]) -> Any:
+    def on(self, *types: type[Any]) -> Any:
         """Return a decorator that makes a function the handler of these types. It returns the function unchanged.
 
         A plain function runs in a thread, and may write and publish through its `Tx`, but not read.
@@ -110,7 +110,7 @@ class Subscription(Generic[R]):
     ) -> OnBatch[E1 | E2 | E3, R]: ...
     @overload
     def on_batch(self, *types: type[AnyEvent], most: int = ..., wait_s: float = ...) -> OnBatch[Any, R]: ...
-    def on_batch(self, *types: type[AnyEvent], most: int = 1_000, wait_s: float = 0.0) -> Any:
+    def on_batch(self, *types: type[Any], most: int = 1_000, wait_s: float = 0.0) -> Any:
         """Return a decorator that makes a function the handler of batches of these types: it is given a list of events.
 
         A batch is one unit: all that it changes is committed together. Its events are in the log's order, of any keys. One that fails is
@@ -231,7 +231,7 @@ class App(Generic[R]):
     def on(self, type1: type[E1], type2: type[E2], type3: type[E3], /) -> On[E1 | E2 | E3, R]: ...
     @overload
     def on(self, *types: type[AnyEvent]) -> On[Any, R]: ...
-    def on(self, *types: type[AnyEvent]) -> Any:
+    def on(self, *types: type[Any]) -> Any:
         """Return a decorator that makes a function the handler of these types, in the app's own subscription.
 
         A plain function runs in a thread, and may write and publish through its `Tx`, but not read.
@@ -251,7 +251,7 @@ class App(Generic[R]):
     ) -> OnBatch[E1 | E2 | E3, R]: ...
     @overload
     def on_batch(self, *types: type[AnyEvent], most: int = ..., wait_s: float = ...) -> OnBatch[Any, R]: ...
-    def on_batch(self, *types: type[AnyEvent], most: int = 1_000, wait_s: float = 0.0) -> Any:
+    def on_batch(self, *types: type[Any], most: int = 1_000, wait_s: float = 0.0) -> Any:
         """Return a decorator that makes a function the handler of batches, in the app's own subscription. See `Subscription.on_batch`.
 
         Raises:

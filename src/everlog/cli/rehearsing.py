@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -80,7 +80,7 @@ async def rehearse_replay(
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def _bars() -> Generator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(_BAR_CELLS), MofNCompleteColumn(), TimeRemainingColumn())
     console = screen(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

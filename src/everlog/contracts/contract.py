@@ -29,15 +29,19 @@ class Contract(Generic[T]):
     """What is promised of the events of one type and version."""
 
     def __init__(self, topic: Topic, name: str, cls: type[T]) -> None:
-        check_class(cls, name, topic.key)
         self.topic = topic
         self.name = name
         self.cls = cls
-        self.schema = canonical_schema(cls)
+        self.schema = self._prepare(cls)
         self.fingerprint = fingerprint(self.schema)
+        self._key = attrgetter(topic.key) if topic.key is not None else None
+
+    def _prepare(self, cls: type[T]) -> bytes:
+        """Check the class, make what writes and reads its events, and return its schema."""
+        check_class(cls, self.name, self.topic.key)
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(cls)
         self._list_decoder: msgspec.json.Decoder[list[T]] = msgspec.json.Decoder(list[cls])  # type: ignore[valid-type]  # a class known at run time
-        self._key = attrgetter(topic.key) if topic.key is not None else None
+        return canonical_schema(cls)
 
     def encode(self, events: Sequence[T]) -> list[bytes]:
         """Return each event as JSON, after proof that reading it back gives an equal event.

@@ -23,7 +23,13 @@ class DataclassEvent(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
-AnyEvent = Event | DataclassEvent
+class ModelEvent(Protocol):
+    """A pydantic model that was given to a topic."""
+
+    __pydantic_fields__: ClassVar[dict[str, Any]]
+
+
+AnyEvent = Event | DataclassEvent | ModelEvent
 """What can be published: an instance of a class that a topic has."""
 
 E = TypeVar("E", bound=AnyEvent)

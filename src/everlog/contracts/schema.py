@@ -15,7 +15,7 @@ _NAMED: Final = frozenset({"properties", "$defs", "patternProperties"})
 
 def canonical_schema(cls: type) -> bytes:
     """Return the JSON Schema of a type without titles and descriptions, keys in order."""
-    return msgspec.json.encode(_bare(msgspec.json.schema(cls)), order="sorted")
+    return msgspec.json.encode(bare(msgspec.json.schema(cls)), order="sorted")
 
 
 def fingerprint(schema: bytes) -> int:
@@ -23,17 +23,18 @@ def fingerprint(schema: bytes) -> int:
     return int.from_bytes(blake2b(schema, digest_size=8).digest(), "big") >> 1
 
 
-def _bare(node: object) -> object:
+def bare(node: object) -> object:
+    """Return a schema without what it says to people."""
     if isinstance(node, list):
-        return [_bare(element) for element in cast("list[object]", node)]
+        return [bare(element) for element in cast("list[object]", node)]
     if not isinstance(node, dict):
         return node
-    bare: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in cast("dict[str, object]", node).items():
         if name in _NAMED and isinstance(value, dict):
-            bare[name] = {key: _bare(inner) for key, inner in cast("dict[str, object]", value).items()}
+            kept[name] = {key: bare(inner) for key, inner in cast("dict[str, object]", value).items()}
         elif name in ("enum", "const", "default", "required"):
-            bare[name] = value
+            kept[name] = value
         elif name not in _WORDS_ONLY:
-            bare[name] = _bare(value)
-    return bare
+            kept[name] = bare(value)
+    return kept

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from everlog.contracts.contract import Contract, bind
 from everlog.contracts.event import E
@@ -95,7 +96,7 @@ class Topic:
                     f"{type_name!r} is {self._contracts[type_name].cls.__name__} in topic {self.name!r} already: "
                     f"give {cls.__name__} the next version or another name"
                 )
-            contract = Contract(self, type_name, cls)
+            contract = _contract(self, type_name, cls)
             bind(cls, contract)
             self._contracts[type_name] = contract
             return cls
@@ -114,3 +115,12 @@ class Topic:
             streams=self.streams,
             types={name: contract.schema for name, contract in self._contracts.items()},
         )
+
+
+def _contract(topic: Topic, name: str, cls: type[E]) -> Contract[E]:
+    if "pydantic" in sys.modules:  # else no class is a model of it
+        from everlog.contracts.models import ModelContract, is_model
+
+        if is_model(cls):
+            return cast("Contract[E]", ModelContract(topic, name, cls))
+    return Contract(topic, name, cls)
