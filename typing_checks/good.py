@@ -11,6 +11,7 @@ import httpx
 import msgspec
 from pydantic import BaseModel
 
+import everlog
 from everlog import App, Client, Delivery, Event, Record, Retry, Settings, State, Topic, Tx
 from everlog.errors import PoisonAt
 
@@ -190,3 +191,13 @@ async def test_a_handler_stays_a_plain_function(tx: Tx) -> None:
     assert_type(await reserve(order, tx), StockReserved | StockRefused)
     assert_type(await load([order], tx), Sequence[StockReserved])
     assert_type(load_plain([StockReserved("1"), StockRefused("1")]), None)
+
+
+# ---- a script ----
+
+
+def script() -> None:
+    with everlog.blocking(inventory) as client:
+        print(client.publish(StockReserved("1"), idempotency_key="basket 8").ids)
+        for record in client.follow(OrderPlaced, OrderCancelled, start="beginning", timeout_s=1.0):
+            assert_type(record, Record[OrderPlaced | OrderCancelled])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+import everlog
 from everlog import App, Client, Delivery, Event, Retry, Settings, Topic, Tx
 from everlog.errors import PoisonAt
 from typing_checks.good import (
@@ -153,3 +154,10 @@ async def follow(client: Client) -> None:
     async for record in client.follow(OrderPlaced):
         print(record.event.line)  # must be reported: it is `lines`
         print(record.payload)  # must be reported: it is `event`
+
+
+def script() -> None:
+    with everlog.blocking("inventory") as client:  # must be reported: the app, not its name
+        client.publish("order placed")  # must be reported
+    for record in everlog.blocking(app).follow(OrderPlaced):
+        print(record.event.line)  # must be reported: it is `lines`
