@@ -39,6 +39,8 @@ class Relay:
         self._wake = asyncio.Event()
         self._lease: Lease | None = None
         self._is_empty = asyncio.Event()
+        self.sent = 0
+        """How many events this process has sent."""
 
     @property
     def is_ours(self) -> bool:
@@ -94,6 +96,7 @@ class Relay:
                 return
             numbered = await self._store.number(lease, [row.id for row in rows], done=done)
             done = await self._send(lease, numbered)
+            self.sent += len(done)
             after = rows[-1].id
 
     async def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> list[int]:
