@@ -71,6 +71,13 @@ def start(command: Sequence[str], variables: Mapping[str, str], monkeypatch: pyt
     return Process(*command[1:])
 
 
+def _told_until(notified: socket.socket, last: bytes) -> list[bytes]:
+    told = [notified.recv(100)]
+    while told[-1] != last:
+        told.append(notified.recv(100))
+    return told
+
+
 def test_the_unit_starts_all_workers_tells_so_replaces_them_on_reload_and_stops_in_order(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,17 +90,14 @@ def test_the_unit_starts_all_workers_tells_so_replaces_them_on_reload_and_stops_
         supervisor = start(command, variables | watchdog, monkeypatch)
         try:
             serving = Site(supervisor)
-            told = [notified.recv(100)]
-            while told[-1] != b"READY=1":
-                told.append(notified.recv(100))
+            told = _told_until(notified, b"READY=1")
             assert b"WATCHDOG=1" in told
             assert serving.ask("/readyz") == (200, "ok\n")
             reload = unit_value("ExecReload").replace("$MAINPID", str(supervisor.popen.pid))
             subprocess.run(shlex.split(reload), check=True)
             supervisor.wait_for("all workers are restarted")
             assert supervisor.end(signal.SIGTERM) == 0
-            while told[-1] != b"STOPPING=1":
-                told.append(notified.recv(100))
+            _told_until(notified, b"STOPPING=1")
         finally:
             supervisor.close()
     assert (site / "log.db").exists()

@@ -154,9 +154,9 @@ def test_a_registry_of_the_application_shows_them(monkeypatch: pytest.MonkeyPatc
 def test_a_process_is_ready_when_all_its_apps_are_and_until_it_stops() -> None:
     vitals = Vitals(2, limit_s=10, clock=ManualClock())
     asked = vitals.health
-    assert (asked.not_ready(), asked.not_well()) == ("2 of the apps are not at work yet", None)
+    assert (asked.not_ready(), asked.not_well()) == ("2 apps are not at work yet", None)
     vitals.ready()
-    assert asked.not_ready() == "1 of the apps are not at work yet"
+    assert asked.not_ready() == "1 app is not at work yet"
     vitals.ready()
     assert asked.not_ready() is None
     vitals.stopping()

@@ -19,7 +19,8 @@ from tests.observe.running import PATIENCE_S, running, settings_in, until
 
 from everlog import App, Delivery, Event, Retry, Settings, Topic, Tx
 from everlog.observe.tracing import tracing
-from everlog.record import TRACEPARENT
+from everlog.position import Offset
+from everlog.record import TRACEPARENT, StoredRecord
 
 orders = Topic("traced.orders", key="customer", partitions=2)
 bills = Topic("traced.bills", key="customer", partitions=2)
@@ -246,6 +247,30 @@ async def test_a_setting_turns_it_off_though_a_provider_is_set(exporter: InMemor
         await until(lambda: bool(seen))
     assert exporter.get_finished_spans() == ()
     assert seen == [{}]
+
+
+def test_a_replay_begins_a_trace_of_its_own_with_a_link_to_the_old_one(exporter: InMemorySpanExporter) -> None:
+    made = tracing()
+    assert made is not None
+    headers = {TRACEPARENT: f"00-{1:032x}-{2:016x}-01"}
+    record = StoredRecord("t", 0, Offset(7), "id", "t/1", b"{}", "a", "web", 0, 0, headers, 0, "", -1)
+    with made.handling([record], handler="bill", group="billing/billing", is_replayed=True):
+        pass
+    (handled,) = exporter.get_finished_spans()
+    assert handled.parent is None
+    assert trace_of(handled) != 1
+    assert [(link.context.trace_id, link.context.span_id) for link in handled.links] == [(1, 2)]
+
+
+@pytest.mark.parametrize("given", ["", "00-zz-1-01", f"00-{0:032x}-{0:016x}-00"])
+def test_a_traceparent_that_is_none_is_passed_over(given: str, exporter: InMemorySpanExporter) -> None:
+    made = tracing()
+    assert made is not None
+    record = StoredRecord("t", 0, Offset(7), "id", "t/1", b"{}", "a", "web", 0, 0, {TRACEPARENT: given}, 0, "", -1)
+    with made.handling([record], handler="bill", group="billing/billing", is_replayed=False):
+        pass
+    (handled,) = exporter.get_finished_spans()
+    assert (handled.parent, list(handled.links)) == (None, [])
 
 
 def test_without_a_provider_there_are_no_spans() -> None:

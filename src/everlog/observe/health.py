@@ -53,7 +53,7 @@ class Vitals:
         if self._is_stopping:
             return "stopping"
         if self._to_come > 0:
-            return f"{self._to_come} of the apps are not at work yet"
+            return f"{self._to_come} app{' is' if self._to_come == 1 else 's are'} not at work yet"
         return self._not_well()
 
     def _not_well(self) -> str | None:

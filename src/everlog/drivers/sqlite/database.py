@@ -486,7 +486,8 @@ class Database(Generic[J, R]):
             if failure is None and isinstance(error, _NO_ROOM):
                 return [NothingStored(str(error))] * len(jobs)
             return [failure or error] * len(jobs)
-        began_s = time.perf_counter() if self.told is not None else 0.0
+        told = self.told
+        began_s = time.perf_counter() if told is not None else 0.0
         try:
             writer.execute("COMMIT")
         except apsw.Error as error:
@@ -495,8 +496,8 @@ class Database(Generic[J, R]):
             if _is_of_writing(error) and self._stands_at(number):
                 return [NothingStored(str(error))] * len(jobs)
             return [OutcomeUnknown(str(error))] * len(jobs)
-        if self.told is not None:
-            self.told(time.perf_counter() - began_s)
+        if told is not None:
+            told(time.perf_counter() - began_s)
         self._last_number = number + 1
         return results
 
