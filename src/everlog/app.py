@@ -14,6 +14,8 @@ from everlog.client import Client
 from everlog.clock import SystemClock
 from everlog.contracts.event import AnyEvent
 from everlog.errors import DeclarationError, FeatureMissing
+from everlog.observe import Meters
+from everlog.observe.tracing import tracing
 from everlog.settings import Settings
 from everlog.subscriptions.declaration import AppDeclaration, Branch, SubscriptionDeclaration, ThreadBranch
 from everlog.subscriptions.delivery import Delivery
@@ -341,15 +343,22 @@ class App(Generic[R]):
         topics = self.declaration().topics if has_handlers else ()
         async with (
             opened_log(chosen, clock, topics) as log,
-            Client(log, source=self.name, clock=clock, create_topics=chosen.create_topics) as client,
+            Client(
+                log,
+                source=self.name,
+                clock=clock,
+                create_topics=chosen.create_topics,
+                tracing=tracing() if chosen.tracing else None,
+            ) as client,
         ):
             yield client
 
-    async def run(self, settings: Settings | None = None) -> None:
+    async def run(self, settings: Settings | None = None, *, meters: Meters | None = None) -> None:
         """Handle events until SIGTERM, SIGINT or cancellation; then finish what is in flight and return.
 
         Args:
             settings: ``None`` is what the environment says.
+            meters: Counts what it does, for a registry of `prometheus_client`: made by `everlog.observe.prometheus()`.
 
         Raises:
             StartRefused: Something does not fit together; nothing was handled.
@@ -357,7 +366,7 @@ class App(Generic[R]):
         """
         from everlog.runtime import run_apps  # as in `connect`
 
-        await run_apps([self.declaration()], settings if settings is not None else Settings().from_env())
+        await run_apps([self.declaration()], settings if settings is not None else Settings().from_env(), meters=meters)
 
     def stage(self, connection: object, *events: AnyEvent) -> NoReturn:  # noqa: ARG002 the signature stands, for stores that honour it
         """Put events into the transaction of a connection to the app's own database.

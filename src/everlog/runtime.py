@@ -16,7 +16,12 @@ from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
 from everlog.errors import EverlogError, FileUnreadable, LeaseLost, StoreReadOnly, WrongLog
 from everlog.log import Log
-from everlog.position import Offset, TopicPartition
+from everlog.observe import Meters
+from everlog.observe import meters as families
+from everlog.observe.health import Vitals
+from everlog.observe.meters import Measured
+from everlog.observe.tracing import Tracing, tracing
+from everlog.position import TopicPartition
 from everlog.settings import Settings, is_missing, open_log, open_store, resolve, shown
 from everlog.store import Landmark, Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.careful import Careful
@@ -25,15 +30,24 @@ from everlog.subscriptions.declaration import AppDeclaration
 from everlog.subscriptions.engine import Engine
 from everlog.subscriptions.feed import READ_AHEAD_BYTES
 from everlog.subscriptions.fit import handled_by, landmarks_of
+from everlog.subscriptions.measuring import Measuring
 from everlog.subscriptions.mending import tell
 from everlog.subscriptions.outlets import Outlets
 from everlog.subscriptions.overlay import Overlay
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.relay import Relay
-from everlog.subscriptions.report import ProgressReported, progress_topic, publish_reports, publish_retired, reports_of
+from everlog.subscriptions.report import (
+    ProgressReported,
+    backlog_of,
+    progress_topic,
+    publish_reports,
+    publish_retired,
+    reports_of,
+)
 from everlog.subscriptions.slots import Slots
 from everlog.subscriptions.start import begin, check_grown, check_log, check_replaced, unseen_types
 from everlog.subscriptions.surroundings import Surroundings
+from everlog.subscriptions.traced import traced
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.watchdog import Watchdog
 from everlog.subscriptions.worker import IGNORED_S
@@ -77,6 +91,7 @@ class AppRuntime:
         settings: Where the store is, and how long things may take.
         clock: The time.
         careful: Shared by all apps of the process.
+        meters: Where its numbers go; ``None``: nobody asks for them.
         end: Ends the process, and says why.
     """
 
@@ -88,6 +103,7 @@ class AppRuntime:
         clock: Clock,
         *,
         careful: Careful | None = None,
+        meters: Meters | None = None,
         end: Callable[[str], NoReturn] = end_process,
     ) -> None:
         self._declaration = declaration
@@ -95,12 +111,14 @@ class AppRuntime:
         self._settings = settings
         self._clock = clock
         self._careful = careful or Careful()
+        self._meters = meters
         self._end = end
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
         self._reported: list[ProgressReported] = []
         self._landmarks: dict[TopicPartition, Landmark] = {}
+        self._measuring: Measuring | None = None
         self.store: Store
         self._committer: Committer
         self._relay: Relay
@@ -120,6 +138,9 @@ class AppRuntime:
         async with AsyncExitStack() as stack:
             self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
             stack.push_async_callback(_within, self._settings.grace_s, self.store.aclose)
+            if self._meters is not None:
+                self._measuring = Measuring(self._declaration.name, self._log, self.store, self._meters, self._clock)
+                stack.callback(self._measuring.close)
             status = await self._prepare()
             resources: object = None
             if self._declaration.lifespan is not None:
@@ -174,15 +195,7 @@ class AppRuntime:
 
     async def _waiting(self, status: StoreStatus) -> Mapping[str, int]:
         """Return how many events lie behind the progress of each subscription."""
-        waiting: dict[str, int] = {}
-        for subscription in status.subscriptions:
-            by_topic: dict[str, dict[int, Offset]] = {}
-            for progress in subscription.progress:
-                by_topic.setdefault(progress.where.topic, {})[progress.where.partition] = progress.through
-            backlogs = [await self._log.backlog(topic, offsets) for topic, offsets in by_topic.items()]
-            unfinished = sum(len(progress.unfinished) for progress in subscription.progress)
-            waiting[subscription.name] = unfinished + sum(backlog.count for backlog in backlogs)
-        return waiting
+        return {subscription.name: (await backlog_of(self._log, subscription)).count for subscription in status.subscriptions}
 
     async def _build(self, resources: object, status: StoreStatus) -> None:
         declaration, store, clock = self._declaration, self.store, self._clock
@@ -192,7 +205,8 @@ class AppRuntime:
         joined = await store.join(handled, alive_s=alive_s)
         versions = itertools.count(joined.version_base + 1)
         overlay = Overlay(store)
-        self._committer = Committer(store, clock, self._snapshot)
+        groups = self._measuring.groups if self._measuring is not None else None
+        self._committer = Committer(store, clock, self._snapshot, groups)
         self._relay = Relay(self._log, store, clock=clock)
         outlets = Outlets(self._log, create_topics=self._settings.create_topics)
         await outlets.open(declaration.topics)
@@ -209,7 +223,9 @@ class AppRuntime:
             end=self._end,
         )
         stored = {subscription.name: subscription for subscription in status.subscriptions}
-        for subscription in declaration.subscriptions:
+        spans: Tracing | None = tracing() if self._settings.tracing else None
+        for declared in declaration.subscriptions:
+            subscription = declared if spans is None else traced(declared, spans)
             units = Units(
                 declaration.name,
                 stored[subscription.name].origin,
@@ -226,6 +242,9 @@ class AppRuntime:
 
     def _work(self) -> Sequence[Coroutine[Any, Any, None]]:
         engines = [task for engine in self._engines.values() for task in engine.tasks()]
+        if self._measuring is not None:
+            tallies = {name: engine.tally for name, engine in self._engines.items()}
+            engines.append(self._measuring.run(tallies, self._relay))
         return [
             self._committer.run(),
             self._relay.run(),
@@ -364,13 +383,16 @@ class AppRuntime:
             )
 
 
-def _watchdog(declarations: Sequence[AppDeclaration], apps: Sequence[AppRuntime]) -> Watchdog:
+def _longest_limit_s(declarations: Sequence[AppDeclaration]) -> float:
     limits = [subscription.delivery.time_limit_s for declaration in declarations for subscription in declaration.subscriptions]
+    return max(limits, default=0.0)
 
+
+def _watchdog(declarations: Sequence[AppDeclaration], apps: Sequence[AppRuntime]) -> Watchdog:
     def accuse(task: asyncio.Task[Any] | None) -> str | None:
         return next((whose for app in apps if (whose := app.accuse_running(task)) is not None), None)
 
-    return Watchdog(max(limits) + IGNORED_S, accuse=accuse, end=end_process)
+    return Watchdog(_longest_limit_s(declarations) + IGNORED_S, accuse=accuse, end=end_process)
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[None]], end: Callable[[str], NoReturn]) -> None:
@@ -396,10 +418,12 @@ async def run_apps(
     clock: Clock | None = None,
     on_ready: Callable[[Ready], None] | None = None,
     second_signal_ends: bool = True,
+    meters: Meters | None = None,
 ) -> None:
     """Run apps in this process, on one log, until SIGTERM or SIGINT, or until one of them cannot go on.
 
-    A second signal ends the process at once; without `second_signal_ends` it changes nothing, for a process that others kill.
+    A second signal ends the process at once; without `second_signal_ends` it changes nothing, for a process that others kill. Numbers go
+    to `meters`, where they are given, and are served where the settings say so.
 
     Raises:
         StartRefused: One of them does not start.
@@ -407,12 +431,18 @@ async def run_apps(
     """
     clock = clock or SystemClock()
     stop = asyncio.Event()
-    with _signals(stop, second_ends=second_signal_ends):
+    if settings.metrics_port is not None:
+        meters = meters or Meters()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_signals(stop, second_ends=second_signal_ends))
+        vitals = await _served(stack, declarations, settings, clock, meters)
         await _refuse_new_log([declaration.name for declaration in declarations], settings, clock)
         log = await open_log(settings, clock=clock)
         try:
+            if meters is not None and isinstance(log, Measured):
+                log.measure(meters.histogram(families.SYNC_SECONDS, "log", "").add)
             careful = Careful()
-            apps = [AppRuntime(declaration, log, settings, clock, careful=careful) for declaration in declarations]
+            apps = [AppRuntime(declaration, log, settings, clock, careful=careful, meters=meters) for declaration in declarations]
             watching: list[asyncio.Task[None]] = []
             to_come = len(apps)
 
@@ -425,10 +455,18 @@ async def run_apps(
                     watching.append(asyncio.create_task(watchdog.run()))
                     watching[0].add_done_callback(lambda _: watchdog.close())
 
-            runs = [asyncio.create_task(app.run(stop, on_ready, begin)) for app in apps]
+            def ready(what: Ready) -> None:
+                vitals.ready()
+                if on_ready is not None:
+                    on_ready(what)
+
+            runs = [asyncio.create_task(app.run(stop, ready, begin)) for app in apps]
+            stopping = asyncio.create_task(_say_stopping(stop, vitals))
             try:
                 await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
             finally:
+                stopping.cancel()
+                vitals.stopping()
                 stop.set()
                 results = await asyncio.gather(*runs, return_exceptions=True)
                 await _cancelled(watching, end_process)
@@ -437,6 +475,23 @@ async def run_apps(
                     raise result
         finally:
             await _within(settings.grace_s, log.aclose)
+
+
+async def _served(
+    stack: AsyncExitStack, declarations: Sequence[AppDeclaration], settings: Settings, clock: Clock, meters: Meters | None
+) -> Vitals:
+    """Return the health of what is about to run, which is served with its numbers where the settings say so, up to the end of the stack."""
+    vitals = Vitals(len(declarations), limit_s=_longest_limit_s(declarations) + 2 * IGNORED_S, clock=clock)
+    if settings.metrics_port is not None and meters is not None:
+        from everlog.observe.serving import serving  # with an HTTP server, which nobody else needs
+
+        await stack.enter_async_context(serving(settings.metrics_host, settings.metrics_port, meters, vitals))
+    return vitals
+
+
+async def _say_stopping(stop: asyncio.Event, vitals: Vitals) -> None:
+    await stop.wait()
+    vitals.stopping()
 
 
 async def _refuse_new_log(apps: Sequence[str], settings: Settings, clock: Clock) -> None:

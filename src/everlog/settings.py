@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = ".everlog"
 _PREFIX: Final = "EVERLOG_"
+_LAST_PORT: Final = 65_535
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -37,6 +38,9 @@ class Settings:
         new_types: What a stored subscription does with a type that is new to it on a topic that it has read already: `refuse` to start, or
             handle it from `now` on.
         accept_new_store: Start with an empty store although the log knows the app with another one: everything is handled again.
+        metrics_port: Where `run` serves `/metrics`, `/healthz` and `/readyz` over HTTP; 0 is a port that is free. ``None`` serves nothing.
+        metrics_host: The address of that; `0.0.0.0` is all of the machine.
+        tracing: Make OpenTelemetry spans of publishing and handling, where the process has a tracer provider.
     """
 
     log_url: str = "sqlite:.everlog/log.db"
@@ -46,12 +50,17 @@ class Settings:
     grace_s: float = 30.0
     new_types: str = "refuse"
     accept_new_store: bool = False
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    tracing: bool = True
 
     def __post_init__(self) -> None:
         if not (0 < self.lease_s < math.inf and 0 <= self.grace_s < math.inf):
             raise StartRefused(f"expected lease_s above 0 and grace_s of at least 0, found {self.lease_s} and {self.grace_s}")
         if self.new_types not in ("refuse", "now"):
             raise StartRefused(f"expected new_types to be 'refuse' or 'now', found {self.new_types!r}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= _LAST_PORT:
+            raise StartRefused(f"expected a metrics_port from 0 to {_LAST_PORT}, found {self.metrics_port}")
 
     def from_env(self, environ: Mapping[str, str] | None = None) -> Settings:
         """Return these settings with what the environment says instead.
@@ -86,6 +95,11 @@ def _parsed(variable: str, text: str, default: object) -> object:
             return float(text)
         except ValueError as error:
             raise StartRefused(f"{variable}: expected a number of seconds, found {text!r}") from error
+    if default is None:  # of all settings, only a port may be none
+        try:
+            return int(text) if text.strip() else None
+        except ValueError as error:
+            raise StartRefused(f"{variable}: expected the number of a port, found {text!r}") from error
     return text
 
 

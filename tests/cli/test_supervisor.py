@@ -255,14 +255,16 @@ def test_what_each_process_would_have_for_itself_is_refused(shop: Path, cli: Cli
 def test_workers_are_given_every_flag_but_those_of_the_supervisor(line: list[str]) -> None:
     root = get_command(app)
     given = ["--log-url", "sqlite:a b.db", "--store-url=-", "--lease-s", "0.5", "--grace-s", "0", "--no-create-topics"]
-    given += ["--new-types", "now", "--accept-new-store", "--log-level", "debug"]
+    given += ["--new-types", "now", "--accept-new-store", "--log-level", "debug", "--no-tracing"]
+    own = ["--workers", "3", "--reload", "--metrics-port", "0", "--metrics-host", "::1"]
+    left = {"workers": 1, "reload": False, "metrics_port": None, "metrics_host": None}
     run = getattr(root, "commands")["run"]  # noqa: B009 typer has no public type for it
     parent = root.make_context("everlog", [*line, "x"])
-    asked = run.make_context("run", [*given, "--workers", "3", "--reload", "--", "-a", "b:c"], parent=parent)
+    asked = run.make_context("run", [*given, *own, "--", "-a", "b:c"], parent=parent)
     words = _worker_command(asked)
     passed = run.make_context("run", words[words.index("run") + 1 :])
-    assert passed.params == {**asked.params, "workers": 1, "reload": False}
-    assert all(value is not None and value is not False for name, value in passed.params.items() if name != "reload")
+    assert passed.params == {**asked.params, **left}
+    assert all(value is not None and value is not False for name, value in passed.params.items() if name not in left)
     assert ("--debug" in words) is (line[0] == "--debug")
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 from rich.table import Table
 
+from everlog.cli.crew import Crew
 from everlog.cli.holding import standing_warnings
 from everlog.cli.modules import apps_of
 from everlog.cli.notify import ServiceManager
+from everlog.cli.numbers import Teller
 from everlog.cli.options import LogUrl, NoCreateTopics, StoreUrl, settings_from
 from everlog.cli.pulse import Pulse
 from everlog.cli.reload import check_installed
@@ -26,6 +29,7 @@ from everlog.cli.terminal import counted, printable, screen
 from everlog.cli.worker import Work
 from everlog.clock import SystemClock
 from everlog.errors import CommandRefused, FeatureMissing
+from everlog.observe import Meters
 from everlog.position import BEGINNING
 from everlog.runtime import Ready, run_apps
 from everlog.settings import Settings
@@ -35,6 +39,9 @@ from everlog.subscriptions.worker import IGNORED_S
 
 SWITCH_INTERVAL_S: Final = 50e-6
 """Python's own 5 ms make one publish wait 7 to 35 ms behind a busy event loop: the writer's thread waits for its turn several times."""
+
+_LAST_WORDS_S: Final = 1.0
+"""How long a worker that ends waits for a supervisor to hear what it has counted."""
 
 
 def run(  # noqa: PLR0913 one per flag
@@ -64,6 +71,24 @@ def run(  # noqa: PLR0913 one per flag
         Literal["debug", "info", "warning", "error"],
         typer.Option("--log-level", metavar="LEVEL", help="Logged to stderr: debug, info, warning or error."),
     ] = "info",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="N",
+            min=0,
+            max=65_535,
+            help="Serve /metrics, /healthz and /readyz there.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option("--metrics-host", metavar="HOST", help="The address of that; 127.0.0.1.", show_default=False),
+    ] = None,
+    no_tracing: Annotated[
+        bool, typer.Option("--no-tracing", help="Make no OpenTelemetry spans, though a tracer provider is set.")
+    ] = False,
     workers: Annotated[
         int,
         typer.Option("--workers", metavar="N", min=1, help="Run them in N processes, and start anew what ends or hangs."),
@@ -74,8 +99,8 @@ def run(  # noqa: PLR0913 one per flag
 ) -> None:
     """Run apps until SIGTERM or SIGINT; the second signal ends them at once."""
     signal.signal(signal.SIGTERM, _end_before_work)  # until the apps run and stop in order
-    pulse = Pulse.of(os.environ, SystemClock())
-    settings = settings_from(
+    pulse, teller = Pulse.of(os.environ, SystemClock()), Teller.of(os.environ)
+    given = settings_from(
         log_url=log_url,
         store_url=store_url,
         lease_s=lease_s,
@@ -83,6 +108,12 @@ def run(  # noqa: PLR0913 one per flag
         new_types=new_types,
         no_create_topics=no_create_topics,
         accept_new_store=accept_new_store,
+    )
+    settings = dataclasses.replace(
+        given,
+        metrics_port=given.metrics_port if metrics_port is None else metrics_port,
+        metrics_host=metrics_host or given.metrics_host,
+        tracing=given.tracing and not no_tracing,
     )
     _log_to_stderr(log_level, worker=None if pulse is None else pulse.number)
     if pulse is not None:
@@ -98,7 +129,7 @@ def run(  # noqa: PLR0913 one per flag
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Not closed: that would wait for threads of handlers, which may never end. The process ends right behind it (`leave`).
     runner = asyncio.Runner(loop_factory=_loop_factory())
-    runner.run(_work(declarations, settings, pulse))
+    runner.run(_work(declarations, settings, pulse, teller))
     if pulse is None:
         _say_stopped()
 
@@ -112,8 +143,15 @@ def _supervise(context: typer.Context, settings: Settings, workers: int, *, relo
     work = Work(_worker_command(context), settings.lease_s, settings.grace_s)
 
     async def supervise() -> int:
-        watched = Path.cwd() if reload else None
-        return await Supervisor(work, workers, watched=watched, manager=ServiceManager(os.environ)).run()
+        watched, port = Path.cwd() if reload else None, settings.metrics_port
+        crew = None if port is None else Crew()
+        supervisor = Supervisor(work, workers, watched=watched, manager=ServiceManager(os.environ), crew=crew)
+        if port is None or crew is None:
+            return await supervisor.run()
+        from everlog.observe.endpoint import Endpoint  # with an HTTP server, which few commands need
+
+        with closing(Endpoint(settings.metrics_host, port, crew.snapshot, supervisor.health)):
+            return await supervisor.run()
 
     code = asyncio.run(supervise())
     if code == 0:
@@ -146,14 +184,17 @@ def _worker_command(context: typer.Context) -> list[str]:
     words.append("run")
     for parameter in context.command.params:
         name, value = parameter.name, context.params[str(parameter.name)]
-        if name in {"apps", "workers", "reload"} or value is None or value is False:
+        if name in {"apps", "workers", "reload", "metrics_port", "metrics_host"} or value is None or value is False:
             continue
         words.append(parameter.opts[0] if value is True else f"{parameter.opts[0]}={value}")
     return [*words, "--", *context.params["apps"]]
 
 
-async def _work(declarations: Sequence[AppDeclaration], settings: Settings, pulse: Pulse | None) -> None:
-    """Run the apps, and tell whoever watches over this process that they run, and that the event loop turns."""
+async def _work(declarations: Sequence[AppDeclaration], settings: Settings, pulse: Pulse | None, teller: Teller | None) -> None:
+    """Run the apps, and tell whoever watches over this process that they run, that the event loop turns, and what they count."""
+    if pulse is not None:  # its supervisor has the port
+        settings = dataclasses.replace(settings, metrics_port=None)
+    meters = None if teller is None else Meters()
     manager = ServiceManager(os.environ if pulse is None else {})  # a worker's supervisor speaks for it
     to_come = len(declarations)
 
@@ -172,11 +213,17 @@ async def _work(declarations: Sequence[AppDeclaration], settings: Settings, puls
         limits = [subscription.delivery.time_limit_s for app in declarations for subscription in app.subscriptions]
         # Behind the watchdog, which ends such a process too, and leaves a note of what blocks it.
         beside.append(asyncio.create_task(pulse.turn(max(limits) + 2 * IGNORED_S)))
+    if teller is not None and meters is not None:
+        beside.append(asyncio.create_task(teller.keep_telling(meters)))
     try:
-        await run_apps(declarations, settings, on_ready=on_ready, second_signal_ends=pulse is None)
+        await run_apps(declarations, settings, on_ready=on_ready, second_signal_ends=pulse is None, meters=meters)
     finally:
         for task in beside:
             task.cancel()
+        if teller is not None and meters is not None:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await teller.tell(meters)
 
 
 def _say_stopped() -> None:

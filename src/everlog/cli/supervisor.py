@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from everlog.cli.crew import Crew
 from everlog.cli.exits import FAILED
 from everlog.cli.keeper import Keeper
 from everlog.cli.notify import ServiceManager
 from everlog.cli.reload import changes
 from everlog.cli.terminal import counted
 from everlog.cli.worker import Work
+from everlog.observe.health import Health
 
 _logger: Final = logging.getLogger("everlog")
 
@@ -33,13 +35,17 @@ class Supervisor:
         watched: All of them are started anew when a Python file in this folder changes, and one that cannot be started waits for that.
             ``None`` watches nothing.
         manager: Who is told that the workers are running, and that they stop.
+        crew: Where the workers' numbers are kept; ``None``: nobody asks for them.
     """
 
-    def __init__(self, work: Work, workers: int, *, watched: Path | None, manager: ServiceManager) -> None:
+    def __init__(
+        self, work: Work, workers: int, *, watched: Path | None, manager: ServiceManager, crew: Crew | None = None
+    ) -> None:
         self._work = work
         self._workers = workers
         self._watched = watched
         self._manager = manager
+        self._crew = crew
         self._keepers: list[Keeper] = []
         self._is_introduced = False
         self._is_told_to_stop = False
@@ -47,6 +53,8 @@ class Supervisor:
         self._end = asyncio.Event()
         """These workers stop: for good if there is an exit code."""
         self._roll = asyncio.Event()
+        self.health: Final = Health(self._not_ready, self._not_well)
+        """Whether all workers are at work, and none of them ends again and again."""
 
     async def run(self) -> int:
         """Keep the workers at work, and return the exit code when they have ended.
@@ -75,6 +83,7 @@ class Supervisor:
                 introduces=number == 1 and not self._is_introduced,
                 awaits_changes=self._watched is not None,
                 on_hopeless=self._cannot_start,
+                crew=self._crew,
             )
             for number in range(1, self._workers + 1)
         ]
@@ -105,6 +114,16 @@ class Supervisor:
                     break
             else:
                 _logger.info("all workers are restarted")
+
+    def _not_ready(self) -> str | None:
+        if self._code is not None:
+            return "stopping"
+        if not self._keepers:
+            return "no worker is started yet"
+        return next((wrong for keeper in self._keepers if (wrong := keeper.not_ready()) is not None), None)
+
+    def _not_well(self) -> str | None:
+        return next((wrong for keeper in self._keepers if (wrong := keeper.not_well()) is not None), None)
 
     async def _watch(self) -> None:
         if self._watched is None:

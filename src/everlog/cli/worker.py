@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from everlog.cli.exits import FAILED, REFUSED, USAGE
+from everlog.cli.numbers import Listener
 from everlog.cli.pulse import BEATS_PER_LEASE, MARGIN_S, variables
+from everlog.observe.meters import Snapshot
 
 START_S: Final = 60.0
 """How long a worker may take until its apps run. It imports modules, and opens what it needs."""
@@ -53,6 +55,11 @@ class Silence:
         self._silent_s = 0.0
         self._was_heard = False
 
+    @property
+    def is_long(self) -> bool:
+        """It has lasted for half of what it may."""
+        return self._silent_s >= self.limit_s / 2
+
     def heard(self) -> None:
         """There was a sign of life."""
         self.limit_s = self._most_s
@@ -75,12 +82,21 @@ class Worker:
         work: What it does.
         introduces: It prints what its apps work with.
         on_running: Called once, when its apps are running.
+        on_numbers: Is told what it counts, about once a second; ``None``: nobody asks for that.
 
     Raises:
         OSError: The system does not start it.
     """
 
-    def __init__(self, number: int, work: Work, *, introduces: bool, on_running: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        work: Work,
+        *,
+        introduces: bool,
+        on_running: Callable[[], None],
+        on_numbers: Callable[[Snapshot], None] | None = None,
+    ) -> None:
         self.number = number
         self.is_running = False
         self._is_killed = False
@@ -92,18 +108,23 @@ class Worker:
         self._too_late: asyncio.TimerHandle | None = None
         self._line, theirs = socket.socketpair()
         self._line.setblocking(False)
+        self._listener = Listener(on_numbers) if on_numbers is not None else None
         try:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 our own command
                     work.command,
                     stdin=subprocess.DEVNULL,
-                    env={**os.environ, **variables(number, theirs, introduces=introduces)},
-                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, **variables(number, theirs, introduces=introduces), **self._numbers_variables()},
+                    pass_fds=[theirs.fileno(), *([] if self._listener is None else [self._listener.theirs.fileno()])],
                     process_group=0,
                 )
         except BaseException:
             self._line.close()
+            if self._listener is not None:
+                self._listener.close()
             raise
+        if self._listener is not None:
+            self._listener.listen()
         self.pid = self._process.pid
         self._loop.add_reader(self._line, self._hear)
         self._death = _death_of(self.pid)
@@ -111,6 +132,14 @@ class Worker:
             self._loop.add_reader(self._death, self._look)
         self._looked_s = self._loop.time()
         self._next_look = self._loop.call_later(self._silence.look_every_s, self._watch)
+
+    def _numbers_variables(self) -> Mapping[str, str]:
+        return {} if self._listener is None else self._listener.variables()
+
+    @property
+    def is_silent(self) -> bool:
+        """It gives no signs of life now. When that lasts, it is killed."""
+        return self._silence.is_long
 
     async def ended(self) -> int:
         """Wait for its end, and return its exit code, or the negative number of the signal that ended it."""
@@ -169,6 +198,8 @@ class Worker:
             self._too_late.cancel()
         self._loop.remove_reader(self._line)
         self._line.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._death is not None:
             self._loop.remove_reader(self._death)
             os.close(self._death)

@@ -74,6 +74,7 @@ class Batches:
         self._holding = parts.holding
         self._units = parts.units
         self._committer = parts.around.committer
+        self._tally = parts.tally
         self._clock = parts.around.clock
 
     async def run(self, me: Worker, work: SlotWork, group: Sequence[Waiting]) -> None:
@@ -157,6 +158,7 @@ class Batches:
             self._done(segment)
 
     def _done(self, segment: Sequence[Waiting]) -> None:
+        self._tally.handled += len(segment)
         for run, waitings in groupby(segment, key=_run):
             self._host.finished_all(run, run.chunk.offsets_at([one.index for one in waitings]))
         for one in segment:

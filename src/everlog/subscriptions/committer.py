@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from everlog.clock import Clock
 from everlog.errors import SqlError, StoreReadOnly
@@ -54,13 +54,35 @@ class Pending:
             self._done.set_result(outcome)
 
 
-class Committer:
-    """One per process and store."""
+class Measure(Protocol):
+    """Somebody who wants to know how large groups are, and how long their commits take."""
 
-    def __init__(self, store: Store, clock: Clock, snapshot: Callable[[SlotWork, Sequence[Unit]], Iterable[Progress]]) -> None:
+    def committed(self, units: int, seconds: float) -> None:
+        """Note a commit. There may be progress alone in it."""
+        ...
+
+
+class Committer:
+    """One per process and store.
+
+    Args:
+        store: Where units go.
+        clock: The time.
+        snapshot: Returns the progress of a slot as it is once units are committed.
+        measure: Is told of each commit; ``None``: nobody is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        snapshot: Callable[[SlotWork, Sequence[Unit]], Iterable[Progress]],
+        measure: Measure | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._snapshot = snapshot
+        self._measure = measure
         self._queue: deque[Pending | Exclusive] = deque()
         self._group: list[Pending] = []
         self._inside: Exclusive | None = None  # the handler whose turn it is
@@ -169,7 +191,10 @@ class Committer:
             waiter for work in works for waiter in self._drained.pop(work, ())
         ]  # before the look at progress: later ones wait for the next
         leases, progress = self._progress(works, units)
+        began_s = self._clock.monotonic_s() if self._measure is not None else 0.0
         outcomes = await self._stored(units, leases, progress)
+        if self._measure is not None:
+            self._measure.committed(len(units), self._clock.monotonic_s() - began_s)
         self._group = []
         for waiter in drained:
             if not waiter.done():
@@ -271,7 +296,10 @@ class Committer:
         drained = {work: self._drained.pop(work) for work in works if work in self._drained}
         try:
             await section.apply([], *self._progress(works, [pending.unit for pending in applied]))
+            began_s = self._clock.monotonic_s() if self._measure is not None else 0.0
             await section.commit()
+            if self._measure is not None:
+                self._measure.committed(len(applied), self._clock.monotonic_s() - began_s)
         except (SqlError, StoreReadOnly):
             for work, waiters in drained.items():
                 self._drained.setdefault(work, []).extend(waiters)

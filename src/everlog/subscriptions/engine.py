@@ -27,6 +27,7 @@ from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run
 from everlog.subscriptions.surroundings import Surroundings
 from everlog.subscriptions.taking import Taking
+from everlog.subscriptions.tally import Tally
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import IGNORED_S, Worker, keep_time_limit
@@ -55,6 +56,8 @@ class Engine:
         room: Room = ROOM,
     ) -> None:
         self.declaration = declaration
+        self.tally = Tally()
+        """What was done here."""
         self._around = around
         self._committer = around.committer
         self._units = units
@@ -72,8 +75,8 @@ class Engine:
         self._lanes = Lanes(around.clock, self._scheduled, most_s=declaration.delivery.longest_pause_s)
         self._calls = Calls(declaration, around)
         self._outage = Outage(around.clock, random.random)
-        self._holding = Holding(declaration, self, self._lanes, units, around, room)
-        parts = Parts(self._calls, self._feed, self._lanes, self._holding, units, around)
+        self._holding = Holding(declaration, self, self._lanes, units, around, room, self.tally)
+        parts = Parts(self._calls, self._feed, self._lanes, self._holding, units, around, self.tally)
         self._taking = Taking(declaration, self, parts)
         self._groups = Groups(declaration, self, parts)
         self._probing = Probing(self._prefix, declaration.name, self._outage, self._taking, self._lanes, around)

@@ -21,6 +21,7 @@ from everlog.subscriptions.lanes import Lanes, conflict_pause_us
 from everlog.subscriptions.progress import SlotWork
 from everlog.subscriptions.run import Run, Unreadable, choose
 from everlog.subscriptions.surroundings import Surroundings
+from everlog.subscriptions.tally import Tally
 from everlog.subscriptions.tx import Tx
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
@@ -98,10 +99,18 @@ class Holding:
         units: Makes the units.
         around: What the process's engines share.
         room: How much the subscription may hold.
+        tally: Counts what fails, and what becomes of it.
     """
 
     def __init__(
-        self, declaration: SubscriptionDeclaration, host: Host, lanes: Lanes, units: Units, around: Surroundings, room: Room
+        self,
+        declaration: SubscriptionDeclaration,
+        host: Host,
+        lanes: Lanes,
+        units: Units,
+        around: Surroundings,
+        room: Room,
+        tally: Tally,
     ) -> None:
         self._declaration = declaration
         self._host = host
@@ -114,6 +123,7 @@ class Holding:
         self._clock = around.clock
         self._careful = around.careful
         self._room = room
+        self._tally = tally
         self._prefix = f"{declaration.app}/{declaration.name}"
 
     # ---- records from the log ----
@@ -122,6 +132,7 @@ class Holding:
         """Decide what follows a record's first failure, once the earlier units of its key are committed."""
         if await self._has_to_wait(lane, waiting):
             return
+        self._tally.failed += 1
         run, offset = waiting.run, waiting.run.chunk.offset(waiting.index)
         handler = cast("Branch", waiting.branch).handler.name
         policy = self._declaration.delivery.policy(error)
@@ -223,6 +234,7 @@ class Holding:
 
     def _skipped(self, pending: Pending, outcome: Outcome, run: Run, offset: Offset) -> None:
         if outcome is Outcome.COMMITTED:
+            self._tally.skipped += 1
             self._host.finished(run, offset)
         else:
             self._host.lose_slot(pending.work)
@@ -355,16 +367,18 @@ class Holding:
         if outcome is Outcome.REFUSED:
             return await self._fail_again(lane, held, TxRefused("an addition found no number in its row"))
         if outcome is Outcome.COMMITTED:
+            self._tally.handled += 1
             lane.held = max(0, lane.held - 1)
         return outcome
 
     async def _fail_again(self, lane: Lane, held: Held, error: Exception) -> Outcome | None:
         """Decide what follows the failure of a held record; ``None`` where it stays."""
+        is_unhandled = isinstance(error, Unhandled)
+        self._tally.failed += not is_unhandled  # that was no attempt
         line, trace = describe(error)
         # A process that starts in an outage finds that out by failing: the first time here does not count.
         is_free, lane.is_taken_over = lane.is_taken_over and held.attempts > 0 and not isinstance(error, HandlerKilled), False
         attempts = held.attempts if is_free else held.attempts + 1
-        is_unhandled = isinstance(error, Unhandled)
         policy = "park" if is_unhandled else self._declaration.delivery.policy(error)
         unit = self._units.bare(lane.work.slot, None, [])
         delay_s: float | None = None
@@ -389,6 +403,7 @@ class Holding:
         outcome = await self._committed(lane, unit)
         is_committed = outcome is Outcome.COMMITTED
         if policy == "skip":
+            self._tally.skipped += is_committed
             lane.held = max(0, lane.held - is_committed)
             return outcome if outcome in (Outcome.COMMITTED, Outcome.CONFLICT) else None
         if is_committed and due_us is not None:
@@ -421,7 +436,9 @@ class Holding:
 
     def _say(self, key: str, line: str, attempts: int, delay_s: float | None) -> None:
         if delay_s is None:
+            self._tally.parked += 1
             times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
             _logger.error("%s: key %r is parked after %s: %s", self._prefix, key, times, line)
         else:
+            self._tally.retries += 1
             _logger.warning("%s: key %r failed attempt %d, next in %.1f s: %s", self._prefix, key, attempts, delay_s, line)

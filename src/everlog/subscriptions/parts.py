@@ -10,6 +10,7 @@ from everlog.subscriptions.feed import Feed
 from everlog.subscriptions.holding import Holding
 from everlog.subscriptions.lanes import Lanes
 from everlog.subscriptions.surroundings import Surroundings
+from everlog.subscriptions.tally import Tally
 from everlog.subscriptions.units import Units
 from everlog.subscriptions.worker import Worker
 
@@ -27,3 +28,4 @@ class Parts:
     holding: Holding
     units: Units
     around: Surroundings
+    tally: Tally

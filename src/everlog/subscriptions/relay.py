@@ -41,6 +41,8 @@ class Relay:
         self._begun = 0  # passes over the outbox
         self._ended = 0  # the last of them that found nothing more, or was another process's to make
         self._has_ended = asyncio.Event()
+        self.sent = 0
+        """How many events this process has sent."""
 
     @property
     def is_ours(self) -> bool:
@@ -100,6 +102,7 @@ class Relay:
                 return
             numbered = await self._store.number(lease, [row.id for row in rows], done=done)
             done = await self._send(lease, numbered)
+            self.sent += len(done)
             after = rows[-1].id
 
     async def _send(self, lease: Lease, rows: Sequence[OutboxRow]) -> list[int]:

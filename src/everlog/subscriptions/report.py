@@ -15,7 +15,7 @@ from everlog.contracts.event import Event
 from everlog.contracts.topic import Topic
 from everlog.log import Backlog, Log
 from everlog.position import Offset
-from everlog.store import StoreStatus
+from everlog.store import StoreStatus, SubscriptionStatus
 
 progress_topic: Final = Topic("everlog.progress", key="name", partitions=1, keep_s=3_600.0, keep_newest=True)
 
@@ -99,6 +99,22 @@ def paused_by(reasons: Sequence[str]) -> str | None:
     if not reasons:
         return None
     return f"{reasons[0]} ({len(reasons)} process{'' if len(reasons) == 1 else 'es'})"
+
+
+async def backlog_of(log: Log, subscription: SubscriptionStatus) -> Backlog:
+    """Return what waits for a subscription, as its store knows it: what it has not looked at, and the records in flight. Not what it holds."""
+    by_topic: dict[str, dict[int, Offset]] = {}
+    in_hand: dict[str, dict[int, Offset]] = {}
+    for progress in subscription.progress:
+        topic, partition = progress.where
+        by_topic.setdefault(topic, {})[partition] = progress.through
+        if progress.unfinished:
+            in_hand.setdefault(topic, {})[partition] = Offset(min(progress.unfinished) - 1)
+    backlogs = [await log.backlog(topic, offsets) for topic, offsets in by_topic.items()]
+    unfinished = sum([len(progress.unfinished) for progress in subscription.progress])
+    older = [await log.backlog(topic, offsets) for topic, offsets in in_hand.items()]
+    oldest = [backlog.oldest_us for backlog in (*backlogs, *older) if backlog.oldest_us is not None]
+    return Backlog(unfinished + sum([backlog.count for backlog in backlogs]), min(oldest, default=None))
 
 
 async def publish_reports(log: Log, app: str, reports: list[ProgressReported], time_us: int) -> None:

@@ -85,6 +85,7 @@ class Taking:
         self._units = parts.units
         self._committer = parts.around.committer
         self._overlay = parts.around.overlay
+        self._tally = parts.tally
         self._log = parts.around.log.identity
         self._key_prefix = parts.units.key_prefix
         self._jobs: deque[Job] = deque()
@@ -226,11 +227,14 @@ class Taking:
                 if me.lane is not None:
                     me.run = None
                     me.watched = None
+                    self._tally.handled += count
                     await self._run_lane(me, me.lane)
                     return
                 count += 1
                 if count % _TURN_EVERY == 0 and (time.perf_counter() > until_s or committer.is_full or overlay.is_awaited):
                     me.run = None  # none of its records is in a handler now
+                    self._tally.handled += count
+                    count = 0
                     await self._let_others()
                     is_due_elsewhere = (self._lanes.scheduled or self._jobs) and not self._idle
                     if self._host.is_stopping or self._host.is_paused or self._feed.current is not run or is_due_elsewhere:
@@ -243,6 +247,7 @@ class Taking:
             self._feed.end(run)
             committer.touch(run.work, urgent=self._feed.is_last)
         me.run = None
+        self._tally.handled += count
         self._active = None
 
     async def _let_others(self) -> None:
@@ -293,10 +298,12 @@ class Taking:
             if lane.work.is_ours:
                 lane.insert(waiting)
         elif result is None and (tx is None or not tx.has_effects):
+            self._tally.handled += 1
             self._feed.finished(waiting.run, waiting.run.chunk.offset(waiting.index))
             self._committer.touch(lane.work, urgent=self._feed.is_empty)
         else:
             self._put(waiting.run, waiting.index, waiting.event, cast("Branch", waiting.branch), call, tx, result)
+            self._tally.handled += 1
 
     def _settled(self, pending: Pending, outcome: Outcome, waiting: Waiting) -> None:
         """Called by the committer once it is known what became of a unit."""

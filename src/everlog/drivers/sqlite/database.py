@@ -143,6 +143,8 @@ class Database(Generic[J, R]):
         self._looked_s = 0.0
         self._is_open = False
         self._suspect = False  # what this process wrote last may not be synced
+        self.told: Callable[[float], None] | None = None
+        """Called with the seconds of each COMMIT, in the writer thread."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self.bell: Bell
 
@@ -484,6 +486,8 @@ class Database(Generic[J, R]):
             if failure is None and isinstance(error, _NO_ROOM):
                 return [NothingStored(str(error))] * len(jobs)
             return [failure or error] * len(jobs)
+        told = self.told
+        began_s = time.perf_counter() if told is not None else 0.0
         try:
             writer.execute("COMMIT")
         except apsw.Error as error:
@@ -492,6 +496,8 @@ class Database(Generic[J, R]):
             if _is_of_writing(error) and self._stands_at(number):
                 return [NothingStored(str(error))] * len(jobs)
             return [OutcomeUnknown(str(error))] * len(jobs)
+        if told is not None:
+            told(time.perf_counter() - began_s)
         self._last_number = number + 1
         return results
 

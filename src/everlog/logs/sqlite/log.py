@@ -82,6 +82,10 @@ class SqliteLog:
     def features(self) -> Features:
         return _FEATURES
 
+    def measure(self, told: Callable[[float], None]) -> None:
+        """Tell of each commit from now on, as `everlog.observe.meters.Measured` says."""
+        self._database.told = told
+
     @property
     def strokes(self) -> int:
         """The bell's strokes so far, for readers."""

@@ -148,6 +148,10 @@ class SqliteStore:
             raise
         self.identity = UUID(bytes=identity, version=4)
 
+    def measure(self, told: Callable[[float], None]) -> None:
+        """Tell of each commit from now on, as `everlog.observe.meters.Measured` says."""
+        self._database.told = told
+
     # ---- names ----
 
     async def register(self, app: AppSpec, *, log: UUID, accept: Container[str] = ()) -> Registered:
