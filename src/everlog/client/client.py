@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
-from everlog.client.follower import Start, follow, parsed
+from everlog.client.follower import Start, follow, parsed, start_of
 from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
@@ -19,7 +20,7 @@ from everlog.contracts.topic import Topic
 from everlog.errors import Closed, EventRefused, FeatureMissing, NotInHandler, TopicMissing
 from everlog.key import canonical_text
 from everlog.log import Log
-from everlog.position import Position
+from everlog.position import Offset, Position, TopicPartition
 from everlog.subscriptions.context import in_handler
 
 E = TypeVar("E", bound=AnyEvent)
@@ -197,6 +198,28 @@ class Client:
         text = None if key is None else canonical_text(key)
         async for record in follow(self._log, contracts, start=start, after=position, key=text):
             yield record
+
+    async def position_at(self, time: datetime, *types: type[AnyEvent]) -> Position:
+        """Return the position before all that was logged at or after a time: `follow(*types, after=...)` goes on from there.
+
+        Args:
+            time: With a zone.
+            types: The classes that are to be followed: the position names the partitions of their topics.
+
+        Raises:
+            EventRefused: No class, or one without a contract.
+            TopicMissing: A topic does not exist, and the client makes none.
+            ValueError: `time` has no zone.
+            Closed: The client was closed.
+        """
+        self._check_open()
+        if not types:
+            raise EventRefused("expected at least one type to find the position of, found none")
+        offsets: dict[TopicPartition, Offset] = {}
+        for topic in {contract.topic.name: contract.topic for contract in map(contract_of, types)}.values():
+            await self._ensuring(topic)()
+            offsets.update(await start_of(self._log, topic.name, time))
+        return Position(self._log.identity, offsets)
 
     def _check_open(self) -> None:
         if self._closed:
