@@ -71,3 +71,12 @@ def test_a_position_of_a_newer_everlog_says_so() -> None:
     token = base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
     with pytest.raises(PositionRefused, match="newer Everlog"):
         Position.parse(token, log=LOG)
+
+
+@pytest.mark.parametrize("parts", [{0: -2}, {0: 1 << 63}, {-1: 5}])
+def test_a_token_that_somebody_made_up_is_refused_where_no_record_can_be(parts: dict[int, int]) -> None:
+    identity = UUID(int=7)
+    body = msgspec.msgpack.encode((1, identity.bytes, {"orders": parts}))
+    token = base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+    with pytest.raises(PositionRefused, match="expected a position"):
+        Position.parse(token, log=identity)

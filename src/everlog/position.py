@@ -70,6 +70,9 @@ class Position(msgspec.Struct, frozen=True):
                 raise PositionRefused("the position was made by a newer Everlog: upgrade this one")
             parsed = msgspec.msgpack.decode(raw[4:], type=_Token)
             identity = UUID(bytes=parsed.log)
+            # The checksum is no secret: whoever sends a token may have made it.
+            if any(p < 0 or not BEGINNING <= o < 1 << 63 for parts in parsed.offsets.values() for p, o in parts.items()):
+                raise ValueError("no place of a record")
         except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
             shown = token if len(token) <= 40 else token[:40] + "…"
             raise PositionRefused(f"expected a position as `tail --json` or a record gives it, found {shown!r}") from error

@@ -407,6 +407,28 @@ async def test_following_from_now_and_from_a_time(bench: Bench) -> None:
     assert (timed[0].source, timed[0].type, timed[0].topic, timed[0].key) == ("test", "test.left/1", left.name, "a")
 
 
+async def test_a_position_at_a_time_has_all_since_behind_it_in_every_topic_and_nothing_older(bench: Bench) -> None:
+    await bench.client.publish(Left("a", 0), Right("a", 1))
+    bench.clock.advance(60)
+    middle = datetime.fromtimestamp(bench.clock.wall_us() / 1e6, UTC)
+    await bench.client.publish(Left("a", 2), Left("b", 3), Right("c", 4))
+    position = await bench.client.position_at(middle, Left, Right)
+    for after in (position, position.token()):
+        since = await _take(bench.client.follow(Left, Right, after=after), 3)
+        assert sorted(record.event.n for record in since) == [2, 3, 4]
+
+
+async def test_a_position_at_a_time_refuses_what_it_cannot_tell(bench: Bench) -> None:
+    now = datetime.fromtimestamp(bench.clock.wall_us() / 1e6, UTC)
+    with pytest.raises(EventRefused, match="at least one type"):
+        await bench.client.position_at(now)
+    with pytest.raises(ValueError, match="zone"):
+        await bench.client.position_at(now.replace(tzinfo=None), Left)
+    await bench.client.aclose()
+    with pytest.raises(Closed):
+        await bench.client.position_at(now, Left)
+
+
 async def test_following_refuses_what_it_cannot(bench: Bench) -> None:
     other = MemoryLog(bench.clock)
     with pytest.raises(PositionRefused):

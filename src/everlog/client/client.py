@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
-from everlog.client.follower import Start, follow, parsed
+from everlog.client.follower import Start, follow, parsed, start_of
 from everlog.client.published import Published
 from everlog.clock import Clock
 from everlog.contracts.contract import Contract, contract_of
@@ -22,7 +23,7 @@ from everlog.errors import Closed, EventRefused, FeatureMissing, NotInHandler, T
 from everlog.key import canonical_text
 from everlog.log import Log
 from everlog.observe.tracing import Tracing
-from everlog.position import Position
+from everlog.position import Offset, Position, TopicPartition
 from everlog.record import TRACEPARENT
 from everlog.subscriptions.context import in_handler
 
@@ -257,6 +258,28 @@ class Client:
         text = None if key is None else canonical_text(key)
         async for record in follow(self._log, contracts, start=start, after=position, key=text):
             yield record
+
+    async def position_at(self, time: datetime, *types: type[AnyEvent]) -> Position:
+        """Return the position before all that was logged at or after a time: `follow(*types, after=...)` goes on from there.
+
+        Args:
+            time: With a zone.
+            types: The classes that are to be followed: the position names the partitions of their topics.
+
+        Raises:
+            EventRefused: No class, or one without a contract.
+            TopicMissing: A topic does not exist, and the client makes none.
+            ValueError: `time` has no zone.
+            Closed: The client was closed.
+        """
+        self._check_open()
+        if not types:
+            raise EventRefused("expected at least one type to find the position of, found none")
+        offsets: dict[TopicPartition, Offset] = {}
+        for topic in {contract.topic.name: contract.topic for contract in map(contract_of, types)}.values():
+            await self._ensuring(topic)()
+            offsets.update(await start_of(self._log, topic.name, time))
+        return Position(self._log.identity, offsets)
 
     def _check_open(self) -> None:
         if self._closed:
