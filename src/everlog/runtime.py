@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import random
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -78,6 +79,8 @@ class AppRuntime:
         clock: The time.
         careful: Shared by all apps of the process.
         end: Ends the process, and says why.
+        store: Opens the store; ``None``: the one that the settings name.
+        dice: Gives a number from 0 up to 1, for pauses that are not to be alike.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class AppRuntime:
         *,
         careful: Careful | None = None,
         end: Callable[[str], NoReturn] = end_process,
+        store: Callable[[], Awaitable[Store]] | None = None,
+        dice: Callable[[], float] = random.random,
     ) -> None:
         self._declaration = declaration
         self._log = log
@@ -96,6 +101,8 @@ class AppRuntime:
         self._clock = clock
         self._careful = careful or Careful()
         self._end = end
+        self._open_store = store
+        self._dice = dice
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
@@ -118,7 +125,10 @@ class AppRuntime:
             EverlogError: The log or the store cannot be used any more. What is committed stays.
         """
         async with AsyncExitStack() as stack:
-            self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
+            if self._open_store is not None:
+                self.store = await self._open_store()
+            else:
+                self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
             stack.push_async_callback(_within, self._settings.grace_s, self.store.aclose)
             status = await self._prepare()
             resources: object = None
@@ -204,6 +214,7 @@ class AppRuntime:
             resources=resources,
             careful=self._careful,
             end=self._end,
+            dice=self._dice,
         )
         generations = {subscription.name: subscription.generation for subscription in status.subscriptions}
         for subscription in declaration.subscriptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -30,3 +31,5 @@ class Surroundings:
     careful: Careful
     end: Callable[[str], NoReturn]
     """Ends the process at once, and says why."""
+    dice: Callable[[], float] = random.random
+    """Gives a number from 0 up to 1, for pauses that are not to be alike."""
