@@ -80,7 +80,7 @@ class AppRuntime:
         careful: Shared by all apps of the process.
         end: Ends the process, and says why.
         store: Opens the store; ``None``: the one that the settings name.
-        dice: Gives a number from 0 up to 1, for pauses that are not to be alike.
+        dice: Gives a number from 0 up to 1, for pauses that are not to be alike; ``None``: any.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AppRuntime:
         careful: Careful | None = None,
         end: Callable[[str], NoReturn] = end_process,
         store: Callable[[], Awaitable[Store]] | None = None,
-        dice: Callable[[], float] = random.random,
+        dice: Callable[[], float] | None = None,
     ) -> None:
         self._declaration = declaration
         self._log = log
@@ -102,7 +102,7 @@ class AppRuntime:
         self._careful = careful or Careful()
         self._end = end
         self._open_store = store
-        self._dice = dice
+        self._dice = random.random if dice is None else dice
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()

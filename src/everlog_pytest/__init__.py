@@ -45,7 +45,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def world() -> Callable[..., World]:
-    """`testing.World`, without an import: `async with world(inventory, notify) as shop`."""
+    """Give the class `everlog.testing.World` to a test: `async with world(inventory, notify) as shop:`."""
     from everlog.testing import World
 
     return World
@@ -53,8 +53,8 @@ def world() -> Callable[..., World]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[Any]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:  # noqa: ARG001 pytest passes it by name
+    call: pytest.CallInfo[Any],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the story of a world in a section of its own, and not among the lines of the traceback."""
     stories = _stories(call.excinfo.value) if call.excinfo is not None else []
     report = yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -31,5 +30,5 @@ class Surroundings:
     careful: Careful
     end: Callable[[str], NoReturn]
     """Ends the process at once, and says why."""
-    dice: Callable[[], float] = random.random
+    dice: Callable[[], float]
     """Gives a number from 0 up to 1, for pauses that are not to be alike."""

@@ -26,11 +26,11 @@ class Told:
     key: str | None
     type: str
     at_s: float
+    failed: Callable[[BaseException], None]
+    """Called with what it raises."""
     did: str = "still runs"
     error: BaseException | None = None
     is_repeated: bool = False
-    failed: Callable[[BaseException], None] = lambda error: None
-    """Called with what it raises."""
 
     def returned(self, result: Any, tx: Tx[Any]) -> None:
         """Note that it ended well, with what it published."""
@@ -82,7 +82,7 @@ class Calls:
             records[0].key,
             records[0].type,
             self.clock.monotonic_s() - self.begun_s,
-            failed=self.fail,
+            self.fail,
         )
         self.all.append(told)
         return told

@@ -26,8 +26,10 @@ _AT_ONCE_S: Final = 60.0
 
 
 class MemberStore(SqliteStore):
-    """One member's way to the store. In memory all members of an app share one database, and each write is done when its call is made: what
-    happens next does not depend on how fast a thread is.
+    """One member's way to the store.
+
+    In memory all members of an app share one database, and each write is done when its call is made: what happens next does not depend on how
+    fast a thread is.
 
     Args:
         path: The file; ``None``: in memory.
@@ -35,7 +37,6 @@ class MemberStore(SqliteStore):
         lease_s: For how long a member may be silent.
         life: Whose it is; ``None`` for the one that only keeps the database.
         keeper: The store that keeps the database in memory; ``None`` where this opens its own.
-        told: Called with each commit and its outcomes.
     """
 
     def __init__(
@@ -46,12 +47,10 @@ class MemberStore(SqliteStore):
         lease_s: float,
         life: Life | None = None,
         keeper: MemberStore | None = None,
-        told: Callable[[Sequence[Unit], Sequence[Outcome]], None] | None = None,
     ) -> None:
         super().__init__(path, clock=clock, lease_s=lease_s)
         self._life = life
         self._keeper = keeper
-        self._told = told
         self._is_silent = False
         self.sections = 0
         """So many transactions of statements are open: their writer thread waits for the event loop."""
@@ -60,18 +59,19 @@ class MemberStore(SqliteStore):
         if self._keeper is None:
             await super().open()
             return
-        keeper = self._keeper
-        self._database = keeper._database
+        self._keeper.lend(self)
         self._deaths = Deaths(self._database.bell.wake)
-        self.identity, self.incarnation = keeper.identity, keeper.incarnation
+
+    def lend(self, other: MemberStore) -> None:
+        """Let another member use the same database."""
+        other._database = self._database
+        other.identity, other.incarnation = self.identity, self.incarnation
 
     async def commit(
         self, units: Sequence[Unit], leases: Sequence[Lease], progress: Sequence[tuple[Slot, Progress]]
     ) -> Sequence[Outcome]:
         await self._check()
         outcomes = await super().commit(units, leases, progress)
-        if self._told is not None:
-            self._told(units, outcomes)
         done = [unit for unit, outcome in zip(units, outcomes, strict=True) if outcome is Outcome.COMMITTED]
         if self._life is not None and any(not unit.holds and (unit.finishes or unit.releases) for unit in done):
             await self._life.reach("after_commit")
@@ -139,6 +139,10 @@ class MemberStore(SqliteStore):
             raise StoreError("the store in memory did not do what it was asked, and nobody knows why")
         return results[0]
 
+    async def _anyway(self, run: Callable[[apsw.Connection], T]) -> T:
+        """Write, whatever has become of the member."""
+        return await super()._write(run)
+
     def _heartbeat(self) -> Job | None:
         return None if self._is_silent else super()._heartbeat()
 
@@ -147,7 +151,7 @@ class MemberStore(SqliteStore):
         self._is_silent = True
         if self._member is not None:
             number = self._member.number
-            await SqliteStore._write(self, lambda connection: leases.silence(connection, number))
+            await self._anyway(lambda connection: leases.silence(connection, number))
 
     def row(self, place: StateKey) -> bytes | None:
         """Return a committed row."""
@@ -193,6 +197,6 @@ class MemberStore(SqliteStore):
         try:
             if self._member is not None:
                 member, self._member = self._member, None
-                await SqliteStore._write(self, lambda connection: leases.leave(connection, member.number))
+                await self._anyway(lambda connection: leases.leave(connection, member.number))
         finally:
             self._deaths.close()

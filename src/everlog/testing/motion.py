@@ -25,6 +25,11 @@ class Motion:
         self._calls = 0
         self._changed = asyncio.Event()
 
+    @property
+    def has_calls(self) -> bool:
+        """A handler runs."""
+        return self._calls > 0
+
     def step(self) -> None:
         """Note that somebody did something."""
         self._steps += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Final, NoReturn
 from everlog.log import Log
 from everlog.runtime import AppRuntime
 from everlog.settings import Settings
-from everlog.store import Cause, Outcome, Unit
 from everlog.subscriptions.declaration import AppDeclaration
 from everlog.testing.calls import Calls
 from everlog.testing.clock import ManualClock
@@ -70,6 +69,7 @@ class Service:
         self._lifespan = lifespan
         self._keeper: MemberStore | None = None
         self._run: _Run | None = None
+        self._seen: set[tuple[int, int]] = set()  # held records, and how often they had failed
         self._path = None if around.folder is None else around.folder / f"{declaration.name}.db"
         self._log_url = "memory:" if around.folder is None else f"sqlite:{around.folder / 'log.db'}"
         self._store_url = "sqlite::memory:" if self._path is None else f"sqlite:{self._path}"
@@ -96,7 +96,7 @@ class Service:
             self._keeper = MemberStore(None, clock=around.clock, lease_s=LEASE_S)
             await self._keeper.open()
         life = Life(self.plan, around.motion)
-        store = MemberStore(self._path, clock=around.clock, lease_s=LEASE_S, life=life, keeper=self._keeper, told=self._committed)
+        store = MemberStore(self._path, clock=around.clock, lease_s=LEASE_S, life=life, keeper=self._keeper)
         run = _Run(life, store)
 
         async def opened() -> MemberStore:
@@ -196,19 +196,18 @@ class Service:
     def _cannot_end(self, why: str) -> NoReturn:
         raise Unsettled(f"app {self.declaration.name!r}: {why}")
 
-    def _committed(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
-        """Look for failures that no handler raised."""
+    def look_for_failures(self) -> None:
+        """Note failures that no handler raised: it was cancelled, its event cannot be read, or what it returned cannot be published."""
         calls = self._around.calls
-        for unit, outcome in zip(units, outcomes, strict=True):
-            if outcome is not Outcome.COMMITTED:
+        for one in self.store.parked_now():
+            first = one.first
+            seen = first.id, first.attempts
+            place = first.record.topic, first.record.partition, first.record.offset
+            if not first.error or seen in self._seen or calls.knows_failure(self.declaration.name, one.subscription, place):
                 continue
-            for hold in unit.holds:
-                record = hold.record
-                place = record.topic, record.partition, record.offset
-                if hold.cause is Cause.BEHIND or calls.knows_failure(self.declaration.name, unit.slot.subscription, place):
-                    continue
-                whose = f"{self.declaration.name}/{unit.slot.subscription}, {record.type} of key {record.key!r}"
-                calls.fail(EventFailed(f"{whose}: {hold.error}" + (f"\n\n{hold.trace}" if hold.trace else "")))
+            self._seen.add(seen)
+            whose = f"{name_of(self, one.subscription)}, {first.record.type} of key {first.record.key!r}"
+            calls.fail(EventFailed(f"{whose}: {first.error}" + (f"\n\n{first.trace}" if first.trace else "")))
 
 
 def name_of(service: Service, subscription: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ def given(resources: object) -> Lifespan:
     """Return a lifespan that yields something of the test's."""
 
     @asynccontextmanager
-    async def lifespan() -> Any:
+    async def lifespan() -> AsyncGenerator[Any]:
         yield resources
 
     return lifespan

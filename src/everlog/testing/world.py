@@ -94,8 +94,8 @@ class World:
             )
             stack.push_async_callback(self._log.aclose)
             self._outage = Outage(self.clock)
-            self._journal = Journal(self._log)
-            stack.callback(self._journal.close)
+            self.journal = Journal(self._log)
+            stack.callback(self.journal.close)
             self.client = Client(
                 Passage(self._log, self._outage, self.clock),
                 source="test",
@@ -151,12 +151,13 @@ class World:
         """
         self._check_open()
         published = await self.client.publish(*events, key=key, headers=headers)
-        await self._journal.read_on()
+        await self.journal.read_on()
         return published
 
     async def settle(self, *, raises: bool = True, timeout_s: float = 10.0) -> None:
-        """Return when nothing is left to do: every event is handled by all who handle its type, or parked or skipped, and all that they
-        publish is in the log. Where something waits for a retry, or for the end of an outage, time moves on to it.
+        """Return when nothing is left to do.
+
+        Every event is handled by all who handle its type, or parked or skipped, and all that they publish is in the log. Where something waits for a retry, or for the end of an outage, time moves on to it.
 
         Args:
             raises: Raise what handlers raised, as soon as nothing else happens; ``False``: they are retried and parked as in earnest, and
@@ -170,10 +171,14 @@ class World:
         """
         __tracebackhide__ = True
         self._check_open()
-        moves, done, step_s = 0, -1, _FIRST_MOVE_S
+        moves, step_s = 0, _FIRST_MOVE_S
+        done: object = None
         while True:
-            await self._still(timeout_s=timeout_s)
-            await self._journal.read_on()
+            if self._is_down:  # a handler may wait for the end of it
+                await self._motion.still(patience_s=_PATIENCE_S / 10)
+            else:
+                await self._still(timeout_s=timeout_s)
+            await self.journal.read_on()
             self._check(raises=raises)
             left, now_done = await self._left()
             if not left:
@@ -206,15 +211,19 @@ class World:
             raise ValueError(f"time cannot go back, found {seconds} s")
         end_s = self.clock.monotonic_s() + seconds
         self._happened(f"{seconds:g} s passed")
+        patience_s = _PATIENCE_S
         while True:
-            await self._motion.still(patience_s=_PATIENCE_S)
-            await self._journal.read_on()
+            await self._motion.still(patience_s=patience_s)
+            patience_s = _PATIENCE_S / 100  # who did not end then waits for time to pass, or for ever
+            await self.journal.read_on()
             self._check(raises=raises)
             left_s = end_s - self.clock.monotonic_s()
             if left_s <= 0:
                 return
             due_s = await self._due_s()
-            self.clock.advance(left_s if due_s is None else min(left_s, due_s))
+            step_s = left_s if due_s is None else min(left_s, due_s)
+            # Time limits are looked after now and then, and are kept by the second.
+            self.clock.advance(min(step_s, 1.0) if self._motion.has_calls else step_s)
 
     # ---- what a test looks at ----
 
@@ -222,7 +231,7 @@ class World:
         """Return all events of a type that were published, in the log's order."""
         contract = contract_of(type_)
         topic, name = contract.topic.name, contract.name
-        return [contract.decode(one.data) for one in self._journal.records if one.topic == topic and one.type == name]
+        return [contract.decode(one.data) for one in self.journal.records if one.topic == topic and one.type == name]
 
     @overload
     def read(self, state: Readable[V_co], key: Key) -> V_co | None: ...
@@ -247,9 +256,8 @@ class World:
         self._check_open()
         found: list[Any] = []
         for service in self._chosen(app):
-            for one in service.store.parked_now():
-                if one.first.next_attempt_us is None:
-                    found.append(self._event(service, one))
+            keys = service.store.parked_now()
+            found.extend(self._event(service, one) for one in keys if one.first.next_attempt_us is None)
         return found
 
     def failures(self) -> list[BaseException]:
@@ -276,8 +284,9 @@ class World:
         await self._motion.still(patience_s=0)
 
     async def expire_lease(self, app: App[Any], *, at: Point | None = None) -> None:
-        """Hold an app for longer than its lease, as a machine without memory or a stopped container does: another member takes over, and when the
-        first one goes on, it finds that it may store nothing any more.
+        """Hold an app for longer than its lease, as when a container is stopped for a while.
+
+        Another member takes over, and when the first one goes on, it finds that it may store nothing any more.
 
         Args:
             app: Which.
@@ -292,8 +301,10 @@ class World:
         await self._motion.still(patience_s=0)
 
     def repeat(self, app: App[Any], calls: int = 1) -> None:
-        """Call the handlers of an app twice for the next events, as after a crash before the commit: what the first call changes and publishes is
-        gone, and what it does outside the store happens twice."""
+        """Call the handlers of an app twice for its next events, as after a crash before the commit.
+
+        What the first call changes and publishes is gone; what it does outside the store happens twice.
+        """
         self._service(app).plan.repeats += calls
         self._happened(f"{app.name} is called twice {calls} times")
 
@@ -333,6 +344,7 @@ class World:
         __tracebackhide__ = True
         for service in self._services.values():
             service.check()
+            service.look_for_failures()
         if raises:
             self._raise_untold()
         else:
@@ -353,7 +365,7 @@ class World:
 
     async def _left(self) -> tuple[list[str], object]:
         """Return what is left to do, a line each, and what changes when something gets done."""
-        heads = await self._journal.heads()
+        heads = await self.journal.heads()
         left: list[str] = []
         done: list[object] = []
         for service in self._services.values():
@@ -371,15 +383,18 @@ class World:
             done.append(status.outbox)
         return left, done
 
+    @property
+    def _is_down(self) -> bool:
+        return bool(self._outage.left_s or any(service.plan.store.left_s for service in self._services.values()))
+
     async def _due_s(self) -> float | None:
         """Return in how many seconds the next retry is due, or the next outage over; ``None`` where there is neither."""
         now_us = self.clock.wall_us()
         due: list[float] = [self._outage.left_s]
         for service in self._services.values():
             due.append(service.plan.store.left_s)
-            for one in service.store.parked_now():
-                if one.first.next_attempt_us is not None:
-                    due.append((one.first.next_attempt_us - now_us) / 1e6)
+            retries = [one.first.next_attempt_us for one in service.store.parked_now()]
+            due.extend((at_us - now_us) / 1e6 for at_us in retries if at_us is not None)
         later = [one for one in due if one > 0]
         return min(later) + 0.000_1 if later else None
 
@@ -433,14 +448,14 @@ class World:
                 standings.append(Standing(name_of(service, one.name), frozenset(one.branches), is_finished, held))
         seconds = self.clock.monotonic_s() - self._calls.begun_s
         title = f"a world of {', '.join(self._services)} with seed {self._seed}, at {seconds:.3f} s"
-        return story_of(title, self._journal.records, self._calls, standings, self._incidents)
+        return story_of(title, self.journal.records, self._calls, standings, self._incidents)
 
     async def _note(self, error: BaseException | None) -> None:
         """Add the story to an error that ends the test."""
         if error is None or any(isinstance(note, Story) for note in getattr(error, "__notes__", ())):
             return
         try:
-            await self._journal.read_on()
+            await self.journal.read_on()
             error.add_note(self.story())
         except Exception as failed:
             error.add_note(f"everlog: what happened in the world cannot be told: {failed!r}")
