@@ -224,6 +224,8 @@ async def played(seed: int) -> tuple[list[Event], list[str], float, str]:
         await world.publish(*[order(str(number), customer=str(number % 3)) for number in range(12)])
         await world.publish(Visited("a"), Visited("b"))
         await world.crash(inventory, at="after_commit")
+        await world.advance(60, raises=False)
+        office.is_up = True
         await world.settle(raises=False)
         story = world.story()
         events = [*world.events(OrderPlaced), *world.events(StockRefused), *world.events(Visited)]

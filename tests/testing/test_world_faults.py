@@ -129,7 +129,9 @@ async def test_an_app_that_takes_calls_for_events_shows_it_when_it_is_called_twi
 async def test_while_the_log_is_down_nothing_is_published_and_then_everything(make: Make) -> None:
     office = PostOffice()
     async with make(inventory, notify, ledger, counting, resources={notify: office}) as world:
-        await world.publish(delivery(4), order("1"))
+        await world.publish(delivery(4))
+        await world.settle()
+        await world.publish(order("1"))
         world.log_outage(90)
         with pytest.raises(LogReadOnly, match="log_outage"):
             await world.publish(order("2"))

@@ -83,7 +83,10 @@ def _handler(handler: Handler, declaration: SubscriptionDeclaration, life: Life,
                 told.ended("was killed" if life.is_dead else "was cancelled")
                 raise
             except BaseException as error:
-                told.raised(error)
+                if life.fell.done():  # another member has its slots: it may have read what that one wrote, and nothing of it is stored
+                    told.ended(f"raised {type(error).__name__} after it had lost its slots")
+                else:
+                    told.raised(error)
                 raise
             return result
 
