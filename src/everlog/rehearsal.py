@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -233,6 +234,7 @@ class _Trial:
                 resources=resources,
                 careful=Careful(),
                 end=end_process,
+                dice=random.random,
             )
             engine = self._engine = Engine(declaration, around, units, room=_UNBOUNDED)
             stack.callback(engine.close)

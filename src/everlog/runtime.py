@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import random
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -93,9 +94,11 @@ class AppRuntime:
         careful: Shared by all apps of the process.
         meters: Where its numbers go; ``None``: nobody asks for them.
         end: Ends the process, and says why.
+        store: Opens the store; ``None``: the one that the settings name.
+        dice: Gives a number from 0 up to 1, for pauses that are not to be alike; ``None``: any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 what a test gives in the place of the machine's own is a part of it
         self,
         declaration: AppDeclaration,
         log: Log,
@@ -105,6 +108,8 @@ class AppRuntime:
         careful: Careful | None = None,
         meters: Meters | None = None,
         end: Callable[[str], NoReturn] = end_process,
+        store: Callable[[], Awaitable[Store]] | None = None,
+        dice: Callable[[], float] | None = None,
     ) -> None:
         self._declaration = declaration
         self._log = log
@@ -113,6 +118,8 @@ class AppRuntime:
         self._careful = careful or Careful()
         self._meters = meters
         self._end = end
+        self._open_store = store
+        self._dice = random.random if dice is None else dice
         self._engines: dict[str, Engine] = {}
         self._slots: list[Slots] = []
         self._look = asyncio.Event()
@@ -136,7 +143,10 @@ class AppRuntime:
             EverlogError: The log or the store cannot be used any more. What is committed stays.
         """
         async with AsyncExitStack() as stack:
-            self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
+            if self._open_store is not None:
+                self.store = await self._open_store()
+            else:
+                self.store = await open_store(self._settings, self._declaration.name, clock=self._clock)
             stack.push_async_callback(_within, self._settings.grace_s, self.store.aclose)
             if self._meters is not None:
                 self._measuring = Measuring(self._declaration.name, self._log, self.store, self._meters, self._clock)
@@ -221,6 +231,7 @@ class AppRuntime:
             resources=resources,
             careful=self._careful,
             end=self._end,
+            dice=self._dice,
         )
         stored = {subscription.name: subscription for subscription in status.subscriptions}
         spans: Tracing | None = tracing() if self._settings.tracing else None

@@ -44,6 +44,7 @@ class Client:
         create_topics: Make a missing topic when it is first published to or followed.
         producer: A name under which numbers go on where an earlier sender of the same events stopped; ``None``: a random one.
         tracing: Makes a span of each call of `publish`; ``None``: there are none.
+        spread: Which partition the first event without key goes to, and the next ones behind it; ``None``: anyone.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Client:
         create_topics: bool = True,
         producer: str | None = None,
         tracing: Tracing | None = None,
+        spread: int | None = None,
     ) -> None:
         self._log = log
         self._source = source
@@ -70,7 +72,7 @@ class Client:
 
         self._publisher = Publisher(log, name, named=producer is not None, clock=clock)
         self._gathering = Gathering(self._publisher, lambda: Origin(source, clock.wall_us(), None, self._next_partition))
-        self._spread = itertools.count(int.from_bytes(os.urandom(2), "big"))
+        self._spread = itertools.count(int.from_bytes(os.urandom(2), "big") if spread is None else spread)
         self._closed = False
 
     async def __aenter__(self) -> Client:

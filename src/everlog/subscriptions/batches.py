@@ -76,6 +76,7 @@ class Batches:
         self._committer = parts.around.committer
         self._tally = parts.tally
         self._clock = parts.around.clock
+        self._dice = parts.around.dice
 
     async def run(self, me: Worker, work: SlotWork, group: Sequence[Waiting]) -> None:
         """Run a batch as one unit; one that fails is halved until the bad event is alone, whose key is then blocked."""
@@ -101,7 +102,7 @@ class Batches:
                     continue
                 if outcome in (Outcome.CONFLICT, Outcome.DROPPED):
                     conflicts += 1
-                    await self._clock.sleep(conflict_pause_us(conflicts) / 1e6)
+                    await self._clock.sleep(conflict_pause_us(conflicts, self._dice) / 1e6)
                     segments.append((segment, None))
                     continue
                 if error is None or not work.is_ours:  # then the lanes of its keys are another owner's

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
@@ -72,9 +71,9 @@ class Engine:
             lost=self._overtaken,
             changed=lambda work: self._committer.touch(work, urgent=True),
         )
-        self._lanes = Lanes(around.clock, self._scheduled, most_s=declaration.delivery.longest_pause_s)
+        self._lanes = Lanes(around.clock, self._scheduled, most_s=declaration.delivery.longest_pause_s, dice=around.dice)
         self._calls = Calls(declaration, around)
-        self._outage = Outage(around.clock, random.random)
+        self._outage = Outage(around.clock, around.dice)
         self._holding = Holding(declaration, self, self._lanes, units, around, room, self.tally)
         parts = Parts(self._calls, self._feed, self._lanes, self._holding, units, around, self.tally)
         self._taking = Taking(declaration, self, parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from typing import Any, Final, Literal, Protocol, cast
 
 from everlog.errors import EventRefused, FileUnreadable, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
@@ -122,6 +121,7 @@ class Holding:
         self._log = around.log.identity
         self._clock = around.clock
         self._careful = around.careful
+        self._dice = around.dice
         self._room = room
         self._tally = tally
         self._prefix = f"{declaration.app}/{declaration.name}"
@@ -161,7 +161,7 @@ class Holding:
             return None
         if not isinstance(error, _OWN_FAULTS):
             self._host.failed(key, error)
-        delay_s = policy.delay_s(attempts, random=random.random)
+        delay_s = policy.delay_s(attempts, random=self._dice)
         return policy.most_s if delay_s is None and self._host.is_paused else delay_s
 
     async def park(self, lane: Lane, waiting: Waiting, unreadable: Unreadable) -> None:
@@ -261,7 +261,7 @@ class Holding:
                 outcome = await self._try_safely(me, lane, rows[0])
                 if outcome in (Outcome.CONFLICT, Outcome.DROPPED):
                     lane.conflicts += 1
-                    pause_us = conflict_pause_us(lane.conflicts)
+                    pause_us = conflict_pause_us(lane.conflicts, self._dice)
                     if pause_us:
                         self._lanes.set_due(lane, self._clock.wall_us() + pause_us)
                         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,14 +16,18 @@ _CONFLICT_PAUSE_US: Final = 2_000
 _MOST_CONFLICTS: Final = 50
 
 
-def conflict_pause_us(conflicts: int) -> int:
+def conflict_pause_us(conflicts: int, dice: Callable[[], float]) -> int:
     """Return how long to wait after a conflict: nothing after the first, then longer, with full jitter.
 
     Others write the same rows, and not all should come again at once.
+
+    Args:
+        conflicts: How many there were in a row.
+        dice: Gives a number from 0 up to 1.
     """
     if conflicts <= 1:
         return 0
-    return round(_CONFLICT_PAUSE_US * min(conflicts, _MOST_CONFLICTS) * random.random())  # noqa: S311 jitter, no secret
+    return round(_CONFLICT_PAUSE_US * min(conflicts, _MOST_CONFLICTS) * dice())
 
 
 class Lanes:
@@ -34,11 +37,13 @@ class Lanes:
         clock: For the next attempts of what is held.
         scheduled: Called when a lane waits for a worker.
         most_s: The longest that an attempt may lie in the future: clocks jump.
+        dice: Gives a number from 0 up to 1, for pauses.
     """
 
-    def __init__(self, clock: Clock, scheduled: Callable[[], None], *, most_s: float) -> None:
+    def __init__(self, clock: Clock, scheduled: Callable[[], None], *, most_s: float, dice: Callable[[], float]) -> None:
         self._clock = clock
         self._on_scheduled = scheduled
+        self._dice = dice
         self._most_us = round(most_s * 1e6)
         self.by_key: dict[str, Lane] = {}
         """Looked into for every record that is taken."""
@@ -91,7 +96,7 @@ class Lanes:
 
     def schedule_later(self, lane: Lane, conflicts: int) -> None:
         """Schedule the lane after a pause, because a unit of it was in conflict for the `conflicts`-th time."""
-        pause_us = conflict_pause_us(conflicts)
+        pause_us = conflict_pause_us(conflicts, self._dice)
         if not pause_us:
             self.schedule(lane)
             return

@@ -30,3 +30,5 @@ class Surroundings:
     careful: Careful
     end: Callable[[str], NoReturn]
     """Ends the process at once, and says why."""
+    dice: Callable[[], float]
+    """Gives a number from 0 up to 1, for pauses that are not to be alike."""

@@ -342,6 +342,11 @@ class PlainTx(Tx[R]):
         raise _async_only("sql")
 
 
+def twin(tx: Tx[R], kind: type[Tx[R]] | None = None) -> Tx[R]:
+    """Return a new `Tx` for another call of the same handler with the same records, of the same kind or another."""
+    return (kind or type(tx))(tx._call, tx._context)  # noqa: SLF001 its own module  # pyright: ignore[reportPrivateUsage]
+
+
 def _async_only(name: str) -> TxRefused:
     return TxRefused(f"tx.{name} has to be awaited, and this handler is a plain function: make it async (async def …)")
 

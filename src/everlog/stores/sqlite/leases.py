@@ -75,6 +75,11 @@ def leave(connection: apsw.Connection, member: int) -> None:
     connection.execute("DELETE FROM member WHERE number = ?", (member,))
 
 
+def silence(connection: apsw.Connection, member: int) -> None:
+    """Make a member one that has not been heard of for ever: others may take its slots. For tests of that."""
+    connection.execute("UPDATE member SET seen_s = -1e12 WHERE number = ?", (member,))
+
+
 def survey(connection: apsw.Connection, subscription: str, me: Membership | None, now: Now) -> Survey:
     """Return the live members that may work on the subscription, and the owner of each of its slots. `me` is alive in any case."""
     live = dict(live_members(connection, now))

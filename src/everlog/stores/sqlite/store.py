@@ -235,7 +235,7 @@ class SqliteStore:
             self._names = None  # a replay may have begun since the last slot was taken
             if lease.slot == RELAY:
                 return SlotState((), ())
-            progress = _progress(connection, lease.slot.subscription, lease.slot.number)
+            progress = progress_of(connection, lease.slot.subscription, lease.slot.number)
             name, number = lease.slot
             return SlotState(
                 progress,
@@ -403,7 +403,7 @@ class SqliteStore:
             for name, generation, types, origin in rows_of(
                 connection, "SELECT name, generation, types, origin FROM subscription ORDER BY name"
             ):
-                progress, paused = _progress(connection, name), leases.pauses(connection, name, self._now())
+                progress, paused = progress_of(connection, name), leases.pauses(connection, name, self._now())
                 blocked, parked, records, size = held.counts(connection, name)
                 subscriptions.append(
                     SubscriptionStatus(
@@ -497,7 +497,7 @@ def _apply(group: Group, jobs: Sequence[Job]) -> Sequence[object]:
     return results
 
 
-def _progress(connection: apsw.Connection, subscription: str, partition: int | None = None) -> Sequence[Progress]:
+def progress_of(connection: apsw.Connection, subscription: str, partition: int | None = None) -> Sequence[Progress]:
     """Return the progress of a subscription in its generation of today; in one partition of all topics, or in all."""
     rows: list[Any] = rows_of(
         connection,
