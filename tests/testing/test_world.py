@@ -242,6 +242,16 @@ async def test_the_same_seed_gives_the_same_world_and_another_one_another() -> N
     assert first[2] != other[2]
 
 
+async def test_time_stands_still_while_statements_run_in_their_thread() -> None:
+    for _ in range(10):
+        async with World(inventory, ledger, counting, real=False) as world:
+            begun_s = world.clock.monotonic_s()
+            await world.publish(*[order(str(number), customer=str(number % 3)) for number in range(12)])
+            await world.settle()
+            assert len(world.events(Visited)) == 12
+            assert world.clock.monotonic_s() == begun_s
+
+
 async def test_time_passes_for_retention() -> None:
     brief = Topic("test.brief", key=None, keep_s=60.0)
 

@@ -113,10 +113,10 @@ class MemberStore(SqliteStore):
         keeper = self._keeper or self
         keeper.sections += 1
         try:
-            result = await super()._write(run, size=size, is_alone=True)
+            with life.motion.working():  # a piece of it that takes too long ends it, in real time
+                result = await super()._write(run, size=size, is_alone=True)
         finally:
             keeper.sections -= 1
-            life.motion.step()
         await life.reach("after_commit")
         return result
 
