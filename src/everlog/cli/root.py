@@ -9,6 +9,7 @@ import typer
 
 from everlog.cli.again import replay, rewind
 from everlog.cli.backup import backup
+from everlog.cli.contracts import contracts
 from everlog.cli.doctor import doctor
 from everlog.cli.exits import CommandLine
 from everlog.cli.parked import app as parked
@@ -46,6 +47,7 @@ app.add_typer(topics, name="topics")
 app.command("status")(status)
 app.add_typer(parked, name="parked")
 app.add_typer(skipped, name="skipped")
+app.command("contracts")(contracts)
 app.command("replay")(replay)
 app.command("rewind")(rewind)
 app.command("retire")(retire)

@@ -1,0 +1,154 @@
+"""`everlog contracts`: documents that the official tools of other languages accept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.shop import Cli
+from tests.contracts import node
+
+MANY = """
+import enum
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Literal
+from uuid import UUID
+
+import msgspec
+
+from everlog import App, Event, Topic, Tx
+
+orders = Topic("shop.orders", key="customer", partitions=4)
+stock = Topic("shop.stock", key="order")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Line(msgspec.Struct, frozen=True):
+    sku: str
+    quantity: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    name: str
+    inside: "Parcel | None" = None
+
+
+@orders.event("shop.order_placed/2")
+class OrderPlaced(Event):
+    customer: str
+    number: UUID
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    lines: tuple[Line, ...]
+    price: Decimal
+    colour: Colour = Colour.RED
+    note: str | None = None
+    size: Literal["s", "m"] = "m"
+    parcel: Parcel | None = None
+
+
+@stock.event("shop.stock_reserved/1")
+class StockReserved(Event):
+    order: str
+
+
+inventory = App("inventory")
+
+
+@inventory.on(OrderPlaced)
+async def reserve(order: OrderPlaced, tx: Tx) -> StockReserved:
+    return StockReserved(str(order.number))
+
+
+mail = App("mail")
+
+
+@mail.on(StockReserved)
+async def tell(fact: StockReserved) -> None: ...
+"""
+ORDER: dict[str, Any] = {
+    "customer": "ann",
+    "number": "12345678-1234-5678-1234-567812345678",
+    "at": "2026-11-24T03:04:05Z",
+    "lines": [{"sku": "tea", "quantity": 2}, {"sku": "milk"}],
+    "price": "1.10",
+}
+
+
+@pytest.fixture
+def many(folder: Path) -> Path:
+    (folder / "many.py").write_text(MANY)
+    return folder
+
+
+def document(cli: Cli, *arguments: str) -> Any:
+    result = cli("contracts", "many", *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_official_parser_of_asyncapi_accepts_the_document_and_finds_all_in_it(many: Path, cli: Cli) -> None:
+    found = node.parsed("parse.mjs", document(cli, "--asyncapi"))
+    assert found["version"] == "3.0.0"
+    assert sorted(found["channels"]) == ["shop.orders", "shop.stock"]
+    assert sorted(found["messages"]) == ["shop.order_placed/2", "shop.stock_reserved/1"]
+    assert sorted(found["operations"]) == ["receive shop.orders", "receive shop.stock", "send shop.stock"]
+
+
+@pytest.mark.parametrize("part", ["channels", "info"])
+def test_the_parser_refuses_a_document_that_lacks_a_part(many: Path, cli: Cli, part: str) -> None:
+    broken = document(cli, "--asyncapi")
+    if part == "channels":
+        broken["channels"] = {}  # what the operations refer to
+    else:
+        del broken[part]
+    ended = node.ran("parse.mjs", broken)
+    assert ended.returncode == 1
+    assert ended.stderr
+
+
+def test_a_schema_stands_alone_and_takes_what_the_contract_takes(many: Path, cli: Cli) -> None:
+    schema = document(cli, "--type", "shop.order_placed/2")
+    wrong: list[Any] = [
+        {**ORDER, "customer": 7},
+        {**ORDER, "number": "no uuid"},
+        {**ORDER, "lines": [{"sku": "tea", "quantity": 0}]},
+        {**ORDER, "size": "xl"},
+        {**ORDER, "price": "much"},
+        {**ORDER, "parcel": {"name": "a", "inside": {"name": 7}}},
+        {name: value for name, value in ORDER.items() if name != "at"},
+        [],
+    ]
+    node.parsed(
+        "validate.mjs",
+        {
+            "schema": schema,
+            "right": [ORDER, {**ORDER, "parcel": {"name": "a", "inside": {"name": "b"}}, "extra": 1}],
+            "wrong": wrong,
+        },
+    )
+    assert node.ran("validate.mjs", {"schema": schema, "right": [], "wrong": [ORDER]}).returncode == 1
+
+
+def test_without_a_flag_it_is_all_topics_with_their_types(many: Path, cli: Cli) -> None:
+    topics = document(cli)["topics"]
+    assert {name: (topic["key"], topic["partitions"], list(topic["types"])) for name, topic in topics.items()} == {
+        "shop.orders": ("customer", 4, ["shop.order_placed/2"]),
+        "shop.stock": ("order", 8, ["shop.stock_reserved/1"]),
+    }
+    for topic in topics.values():
+        for schema in topic["types"].values():
+            node.parsed("validate.mjs", {"schema": schema, "right": [], "wrong": [7]})
+
+
+def test_what_cannot_be_printed_is_refused(many: Path, cli: Cli) -> None:
+    assert "did you mean shop.order_placed/2" in cli("contracts", "many", "--type", "shop.order_placed/1").stderr
+    assert cli("contracts", "many", "--type", "shop.order_placed/2", "--asyncapi").exit_code == 2
+    assert cli("contracts", "nowhere").exit_code == 2
+    (many / "empty.py").write_text("")
+    assert "declares no event type" in cli("contracts", "empty").stderr
