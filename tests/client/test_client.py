@@ -431,8 +431,9 @@ async def test_a_position_at_a_time_refuses_what_it_cannot_tell(bench: Bench) ->
 
 async def test_following_refuses_what_it_cannot(bench: Bench) -> None:
     other = MemoryLog(bench.clock)
-    with pytest.raises(PositionRefused):
-        await anext(bench.client.follow(Left, after="nonsense"))
+    for token in ("nonsense", ""):  # an empty one is a mistake as well, and not the present
+        with pytest.raises(PositionRefused):
+            await anext(bench.client.follow(Left, after=token))
     foreign = Client(other, source="test", clock=bench.clock)
     published = await foreign.publish(Left("a"))
     with pytest.raises(PositionRefused):

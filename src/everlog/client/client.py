@@ -254,7 +254,7 @@ class Client:
         contracts: list[Contract[Any]] = [contract_of(cls) for cls in types]
         if not contracts:
             raise EventRefused("expected at least one type to follow, found none")
-        position = await parsed(self._log, after if isinstance(after, str) else after.token()) if after else None
+        position = await parsed(self._log, after if isinstance(after, str) else after.token()) if after is not None else None
         for topic in {contract.topic.name: contract.topic for contract in contracts}.values():
             await self._ensuring(topic)()
         text = None if key is None else canonical_text(key)
