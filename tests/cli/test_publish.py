@@ -171,3 +171,21 @@ def test_what_cannot_be_published_is_refused_in_one_line(
 def test_a_terminal_sees_a_bar_and_then_only_the_result(shop: Path) -> None:
     (shop / "orders.jsonl").write_text(orders("ada"))
     assert on_terminal(["publish", "shop", TYPE, "orders.jsonl"], columns=80)[-1].endswith("published 1 event to shop.orders")
+
+
+def test_events_that_are_pydantic_models_are_published_and_checked(folder: Path, cli: Cli) -> None:
+    (folder / "models.py").write_text(
+        "from pydantic import BaseModel\nfrom everlog import Topic\n\nreadings = Topic('shop.readings', key='sensor')\n\n\n"
+        "@readings.event('shop.measured/1')\nclass Measured(BaseModel):\n    sensor: str\n    celsius: float\n"
+    )
+    right = cli("publish", "models", "shop.measured/1", "--data", '{"sensor": "a", "celsius": 1.5}')
+    assert right.exit_code == 0, right.output
+    wrong = cli("publish", "models", "shop.measured/1", "--data", '{"sensor": "a", "celsius": "hush"}')
+    assert (wrong.exit_code, "celsius: Input should be a valid number" in wrong.stderr, "hush" in wrong.stderr) == (
+        1,
+        True,
+        False,
+    )
+    strange = cli("publish", "models", "shop.measured/1", "--data", '{"sensor": "a", "celsius": 1, "kelvin": 2}')
+    assert (strange.exit_code, "it has sensor, celsius" in strange.stderr) == (1, True), strange.output
+    assert '"celsius":1.5' in cli("tail", "--from", "beginning", "--limit", "1").stdout

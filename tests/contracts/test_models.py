@@ -14,7 +14,17 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel, computed_field, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    computed_field,
+    field_validator,
+)
 
 from everlog import Topic
 from everlog.contracts.contract import contract_of
@@ -235,3 +245,21 @@ def test_everlog_does_not_import_pydantic_by_itself(fresh: Callable[[str], str])
     code = "import sys, everlog\nfrom everlog import Event, Topic\nt = Topic('t', key=None)\n"
     code += "@t.event('t.e/1')\nclass E(Event):\n    n: int\n\nprint('pydantic' in sys.modules)"
     assert fresh(code) == "False\n"
+
+
+def test_the_names_of_the_fields_are_those_that_it_is_read_under() -> None:
+    class Named(BaseModel):
+        plain: int = 0
+        other: int = Field(0, alias="otherName")
+        either: int = Field(0, validation_alias=AliasChoices("a", AliasPath("b", 0)))
+
+        @computed_field  # type: ignore[prop-decorator]
+        @property
+        def twice(self) -> int:
+            return self.plain * 2
+
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+    assert of(Named).field_names() == ["plain", "otherName", "a", "b", "twice"]
+    assert of(Open).field_names() is None

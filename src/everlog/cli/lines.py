@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -76,21 +75,15 @@ def event_of(line: Line, contract: Contract[Any], name: str) -> Any:
     try:
         event = contract.decode(line.data)
     except EventRefused as error:
-        raise EventRefused(f"{place}: {_fault(error.__cause__ or error)}") from error
+        cause = error.__cause__
+        said = cause if isinstance(cause, msgspec.MsgspecError | UnicodeDecodeError | RecursionError) else error
+        raise EventRefused(f"{place}: {_fault(said)}") from error
     if line.data.lstrip()[:1] == b"{":
-        known = _field_names(contract.cls)
-        strange = [field for field in _object.decode(line.data) if field not in known]
-        if strange:
+        known = contract.field_names()
+        strange = [field for field in _object.decode(line.data) if known is not None and field not in known]
+        if strange and known:
             raise EventRefused(f"{place}: field {strange[0]}: {contract.name!r} has none of that name: it has {', '.join(known)}")
     return event
-
-
-def _field_names(cls: type[Any]) -> Sequence[str]:
-    """Return the names of a type's fields as they stand in JSON."""
-    if issubclass(cls, msgspec.Struct):
-        tag = cls.__struct_config__.tag_field
-        return [*cls.__struct_encode_fields__, *([tag] if tag is not None else [])]
-    return [field.name for field in dataclasses.fields(cls)]
 
 
 def _fault(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from decimal import InvalidOperation
 from operator import attrgetter
@@ -42,6 +43,13 @@ class Contract(Generic[T]):
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(cls)
         self._list_decoder: msgspec.json.Decoder[list[T]] = msgspec.json.Decoder(list[cls])  # type: ignore[valid-type]  # a class known at run time
         return canonical_schema(cls)
+
+    def field_names(self) -> Sequence[str] | None:
+        """Return the names of the fields as they stand in JSON; ``None`` where it takes any."""
+        if issubclass(self.cls, msgspec.Struct):
+            tag = self.cls.__struct_config__.tag_field
+            return [*self.cls.__struct_encode_fields__, *([tag] if tag is not None else [])]
+        return [field.name for field in dataclasses.fields(cast("Any", self.cls))]
 
     def encode(self, events: Sequence[T]) -> list[bytes]:
         """Return each event as JSON, after proof that reading it back gives an equal event.

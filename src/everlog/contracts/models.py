@@ -43,6 +43,23 @@ class ModelContract(Contract[M]):
         self._all: TypeAdapter[list[M]] = TypeAdapter(list[cls])  # type: ignore[valid-type]  # a class known at run time
         return _schema(cls)
 
+    def field_names(self) -> Sequence[str] | None:
+        """Return the names that it is read under; ``None`` where it keeps what it does not know."""
+        from pydantic import AliasChoices
+
+        config = self.cls.model_config
+        if config.get("extra") == "allow":
+            return None
+        names: dict[str, None] = {}
+        for name, field in self.cls.model_fields.items():
+            aliases = field.validation_alias
+            choices = aliases.choices if isinstance(aliases, AliasChoices) else [aliases]
+            names.update((one if isinstance(one, str) else str(one.path[0]), None) for one in choices if one is not None)
+            if aliases is None or config.get("populate_by_name") or config.get("validate_by_name"):
+                names[name] = None
+        names.update((field.alias or name, None) for name, field in self.cls.model_computed_fields.items())
+        return list(names)
+
     def encode(self, events: Sequence[M]) -> list[bytes]:
         """Return each event as JSON, after proof that reading it back gives an equal event. Raises as `Contract.encode`."""
         return [self.encode_one(event) for event in events]
