@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test controls soak check format-check lint layers mypy pyright user-types format bench clean
+.PHONY: help demo test browser controls soak check format-check lint layers mypy pyright user-types format bench clean
 
 help:
 	@echo "make demo     run the shop: services that never learn who listens"
 	@echo "make test     run the tests"
+	@echo "make browser  look for the browser that a test drives"
 	@echo "make controls seed each known bug and see that it is caught"
 	@echo "make soak     MINUTES=30: kill, stop and restart processes under load, and judge what they did (SEED=n replays)"
 	@echo "make check    format, lint, layers, types (make -k check goes on after a failure)"
@@ -30,7 +31,14 @@ help:
 demo: .venv/.installed
 	$(BIN)/python examples/shop/demo.py
 
-test: .venv/.installed
+# A browser for the test of the web example. Where a missing one fails the tests, it is installed; elsewhere that test is skipped.
+browser:
+	@command -v "$${EVERLOG_CHROMIUM:-chromium}" chromium-browser google-chrome >/dev/null || { \
+	  if [ "$$EVERLOG_REQUIRE_SERVERS" = 1 ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	  else echo "no Chromium is here: install it with your system's packages, or name one in EVERLOG_CHROMIUM"; fi; }
+
+test: .venv/.installed browser
 	$(BIN)/python -m pytest $(ARGS)
 
 # Bugs that break one promise each, seeded into the processes of a short campaign: the judge has to catch every one.
