@@ -106,7 +106,8 @@ def test_a_redrive_without_a_worker_stays_for_the_next_run(parked: Process, shop
     result = cli("parked", "redrive", "billing", "poison")
     assert result.exit_code == 0
     assert result.stdout == (
-        "no worker of app 'billing' is running: the request for 1 key is filed, and carried out when one runs\n"
+        "no worker of app 'billing' is running now: the request for 1 key is filed, and carried out when one runs, "
+        "also one that is just being started again\n"
     )
     start("run", "shop:billing").wait_for("is running")
     while listed(cli):
@@ -129,6 +130,22 @@ def test_who_does_not_wait_is_told_that_it_is_filed(shop: Path, cli: Cli) -> Non
     assert "is filed" in result.stdout
 
 
+@pytest.mark.parametrize("action", [["redrive"], ["skip", "--yes"]])
+def test_who_waits_for_so_long_learns_from_the_code_that_it_was_not_long_enough(shop: Path, cli: Cli, action: list[str]) -> None:
+    leave_behind([failed(1, "ada"), failed(2, "bob")])
+    result = cli("parked", *action, "billing", "ada", "--wait-s", "5")
+    assert (result.exit_code, requests()) == (6, 1)
+    assert "no worker of app 'billing' is running now" in result.stdout
+    assert cli("parked", *action, "billing", "ada", "--no-wait").exit_code == 0, "who does not wait does not ask"
+
+
+def test_a_queue_that_is_still_being_tried_at_the_end_of_the_wait_is_not_done(parked: Process, shop: Path, cli: Cli) -> None:
+    (shop / "mended").write_text("slowly")
+    result = cli("parked", "redrive", "billing", "poison", "--wait-s", "0.5")
+    assert result.exit_code == 6
+    assert "not through yet: poison" in result.stdout or "no worker has taken 1 key within 0.5 s" in result.stdout
+
+
 def test_a_redrive_says_that_its_subscription_is_paused(shop: Path, cli: Cli, start: Start) -> None:
     publish(cli, "down1", "down2", "down3", "down4")
     worker = start("run", "shop:billing")
@@ -136,7 +153,7 @@ def test_a_redrive_says_that_its_subscription_is_paused(shop: Path, cli: Cli, st
     while not (held := listed(cli)):
         pass  # what fails first is on its way
     result = cli("parked", "redrive", "billing", held[0]["key"], "--wait-s", "0.5")
-    assert result.exit_code == 0
+    assert result.exit_code == 6
     assert f"not through yet: {held[0]['key']}" in result.stdout or "no worker has taken 1 key within 0.5 s" in result.stdout
     assert "billing is paused, and tries one event now and then: the last " in result.stdout
     assert result.stderr.startswith("everlog: billing is paused, ")

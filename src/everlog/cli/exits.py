@@ -23,6 +23,8 @@ FAILED: Final = 1
 USAGE: Final = 2
 LAGS: Final = 3
 REFUSED: Final = 4
+FAILED_AGAIN: Final = 5
+NOT_THROUGH: Final = 6
 
 _OURS: Final = str(Path(__file__).resolve().parent.parent)
 

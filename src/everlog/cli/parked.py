@@ -43,7 +43,14 @@ ErrorText = Annotated[
 All = Annotated[bool, typer.Option("--all", help="Every parked key.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="File the request, and do not wait for what becomes of it.")]
 WaitS = Annotated[
-    float | None, typer.Option("--wait-s", metavar="SECONDS", min=0, help="Wait no longer than this.", show_default=False)
+    float | None,
+    typer.Option(
+        "--wait-s",
+        metavar="SECONDS",
+        min=0,
+        help="Wait no longer than this; exits with 6 if it was too short.",
+        show_default=False,
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from everlog.cli import asking
 from everlog.cli.asking import Action, Answers, Target
+from everlog.cli.exits import FAILED_AGAIN, NOT_THROUGH
 from everlog.cli.holding import paused_line, why
 from everlog.cli.options import existing_store
 from everlog.cli.terminal import counted, printable, screen
@@ -23,7 +24,6 @@ _NAMED: Final = 20
 """So many keys that failed again are named with their errors."""
 _BAR_CELLS: Final = 20
 """What is said beside it needs the rest of 80 columns."""
-_FAILED_AGAIN: Final = 5
 _INTERRUPTED: Final = 130
 
 
@@ -40,7 +40,7 @@ class Answered(NamedTuple):
     behind: int
     """Events that were behind the first ones."""
     waited_s: float | None
-    """For how long at most; ``None`` for as long as it took."""
+    """For how long at most; 0 for not at all, ``None`` for as long as it took."""
     is_interrupted: bool
     """By Ctrl-C. The request stays."""
 
@@ -103,7 +103,7 @@ def say_answers(app: str, answered: Answered, action: Action) -> None:
     """Print what became of the keys.
 
     Raises:
-        Exit: Keys that were redriven failed again, or Ctrl-C ended the waiting.
+        Exit: Keys that were redriven failed again, the time to wait was over before all were through, or Ctrl-C ended the waiting.
     """
     answers, console = answered.answers, screen()
     if answered.changed:
@@ -119,7 +119,9 @@ def say_answers(app: str, answered: Answered, action: Action) -> None:
     if answered.is_interrupted:
         raise typer.Exit(_INTERRUPTED)
     if action == "redrive" and answers.parked:
-        raise typer.Exit(_FAILED_AGAIN)
+        raise typer.Exit(FAILED_AGAIN)
+    if answered.waited_s and not answers.is_settled:
+        raise typer.Exit(NOT_THROUGH)  # who sets a limit asks whether it is done by then
 
 
 def _say_redriven(answered: Answered) -> None:
@@ -142,7 +144,8 @@ def _say_open(app: str, answered: Answered) -> None:
     alone = [target for target in answers.waiting if target.subscription in answers.unattended]
     if alone:
         console.print(
-            f"no worker of app {app!r} is running: the request for {counted(len(alone), 'key')} is filed, and carried out when one runs",
+            f"no worker of app {app!r} is running now: the request for {counted(len(alone), 'key')} is filed, and carried out when one runs, "
+            f"also one that is just being started again",
             soft_wrap=True,
         )
     elif answers.waiting:
