@@ -156,11 +156,15 @@ def _of_the_log(path: Path) -> None:
     [
         (_cut, "damaged", 1),
         (_flip, "damaged", 1),
-        (_strange, "is no store of Everlog", 4),
+        (
+            _strange,
+            "is no store of Everlog (not a SQLite file, or its header is damaged): it was not touched; give the copy that",
+            4,
+        ),
         (_empty, "is empty", 4),
         (Path.unlink, "there is no file", 1),
         (_in_use, "has a WAL beside it", 1),
-        (_of_the_log, "no store of Everlog", 4),
+        (_of_the_log, "expected a store of Everlog, found a log of Everlog", 4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).strip("_"),
 )
@@ -177,11 +181,29 @@ def test_what_is_no_whole_backup_of_a_store_is_refused(
 
 def test_what_belongs_to_others_is_refused(shop: Path, cli: Cli, backup: Path) -> None:
     of_another_app = cli("restore", "billing", "--from", "out/loyalty.db", "--yes")
-    assert (of_another_app.exit_code, "belongs to app 'loyalty'" in of_another_app.stderr) == (1, True)
+    assert of_another_app.exit_code == 1
+    assert f"the store {shop}/out/loyalty.db belongs to app 'loyalty', and this command names 'billing'" in of_another_app.stderr
     elsewhere = ("--log-url", f"sqlite:{shop}/other/log.db")
     assert cli("publish", "shop", "shop.order_placed/1", "--data", '{"order": "1", "customer": "a"}', *elsewhere).exit_code == 0
     of_another_log = cli("restore", "loyalty", "--from", "out/loyalty.db", "--yes", *elsewhere)
     assert (of_another_log.exit_code, "belongs to log" in of_another_log.stderr) == (1, True), of_another_log.output
+
+
+def test_a_folder_is_no_backup_and_the_copy_in_it_is_named(shop: Path, cli: Cli, backup: Path) -> None:
+    of_log, of_store = cli("restore", "--from", "out", "--yes"), cli("restore", "loyalty", "--from", "out", "--yes")
+    assert (of_log.exit_code, of_store.exit_code) == (1, 1)
+    assert (
+        f"{backup} is a folder: give the copy of the log that `everlog backup` has made in it, {backup}/log.db" in of_log.stderr
+    )
+    assert f"{backup}/loyalty.db" in of_store.stderr
+    without = cli("restore", "billing", "--from", "out", "--yes")
+    assert without.stderr.rstrip().endswith("has made in it")
+
+
+def test_a_store_in_the_place_of_a_log_is_named_as_what_it_is(shop: Path, cli: Cli, backup: Path) -> None:
+    wrong = cli("status", "--log-url", "sqlite:.everlog/loyalty.db")
+    assert (wrong.exit_code, "expected a log of Everlog, found a store of Everlog" in wrong.stderr) == (4, True), wrong.stderr
+    assert "give the file of the log (log.db" in wrong.stderr
 
 
 def test_a_log_that_was_lost_is_not_made_anew_by_an_app_that_worked_with_it(

@@ -104,8 +104,13 @@ def check_shared(log: Log, url: str) -> None:
 
 
 @asynccontextmanager
-async def existing_store(settings: Settings, app: str) -> AsyncGenerator[Store]:
+async def existing_store(settings: Settings, app: str, *, named: str = "") -> AsyncGenerator[Store]:
     """Open the store of an app, which must exist already and be the app's.
+
+    Args:
+        settings: Where it is.
+        app: Whose.
+        named: What the user calls it, where that is not where it is opened.
 
     Raises:
         CommandRefused: There is none, or it belongs to another app.
@@ -116,7 +121,10 @@ async def existing_store(settings: Settings, app: str) -> AsyncGenerator[Store]:
     try:
         owner = (await store.status()).app
         if owner != app:
-            raise CommandRefused(f"the store {shown(url)} belongs to app {owner!r}, and this command names {app!r}")
+            raise CommandRefused(
+                f"the store {named or shown(url)} belongs to app {owner!r}, and this command names {app!r}: give the store of {app!r}, or "
+                f"name {owner!r}"
+            )
         yield store
     finally:
         await store.aclose()

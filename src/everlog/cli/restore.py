@@ -100,7 +100,7 @@ async def _restore_store(settings: Settings, app: str, backup: Path, *, is_sure:
     path, clock = _file(settings.store_url, app), SystemClock()
     with prepared(path, STORE, backup) as replacement:
         copied = dataclasses.replace(settings, store_url=f"{_SQLITE}{replacement.copy}")
-        async with existing_log(settings) as log, existing_store(copied, app) as store:
+        async with existing_log(settings) as log, existing_store(copied, app, named=str(backup)) as store:
             _refuse_damaged(await store.verify(), backup)
             plan = await _plan(app, log, store)
             _say(f"{backup} takes the place of {path}, which is moved aside")

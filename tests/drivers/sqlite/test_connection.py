@@ -124,7 +124,7 @@ def _older(path: Path) -> None:
         (_short, FileStrange, "not a SQLite file"),
         (_damaged, FileStrange, "header is damaged"),
         (_of_somebody_else, FileStrange, "no store of Everlog"),
-        (_of_another_kind, FileStrange, "no store of Everlog"),
+        (_of_another_kind, FileStrange, "expected a store of Everlog, found a log of Everlog"),
         (_newer, FileNewer, "of version 2, and this Everlog reads 1: upgrade Everlog"),
         (_older, FileStrange, "of version 0, from before the first release"),
     ],

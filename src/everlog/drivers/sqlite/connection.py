@@ -18,6 +18,14 @@ import msgspec
 
 from everlog.errors import EverlogError, FileDamaged, FileNewer, FilePlace, FileStrange
 
+MARKS: Final = {"log": 0x45564C47, "store": 0x45565354}  # "EVLG", "EVST"
+"""The application ids in the headers of the files of Everlog, by what they are."""
+_NAMES: Final = {mark: name for name, mark in MARKS.items()}
+_OWN_FILES: Final = {
+    "log": "the file of the log (log.db, where nothing else was chosen)",
+    "store": "a store of that app (APP.db)",
+}
+_ANOTHER: Final = "choose another name"
 _HEADER: Final = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_MS: Final = 10_000
 PAGE_BYTES: Final = 4_096
@@ -96,11 +104,16 @@ def file_system(folder: Path) -> str:
     return ""
 
 
-def check_header(path: Path, kind: Kind) -> bool:
+def check_header(path: Path, kind: Kind, *, instead: str = "") -> bool:
     """Return whether the file is new or empty; refuse one that is not ours, before SQLite touches it.
 
     Read with `os.open`, and only before this process's first connection: closing any descriptor of the file drops the locks that
     SQLite holds in this process, and opening a strange file with SQLite already changes it.
+
+    Args:
+        path: The file.
+        kind: What it should be.
+        instead: What to do where it is another one; empty for a file that is to be worked on.
 
     Raises:
         FileStrange, FileNewer, FileDamaged: It is not a file of this kind that this Everlog reads.
@@ -124,21 +137,27 @@ def check_header(path: Path, kind: Kind) -> bool:
     if len(head) < 100 or not head.startswith(_HEADER):
         raise FileStrange(
             f"{path} is no {kind.name} of Everlog (not a SQLite file, or its header is damaged): it was not touched; "
-            f"restore it from a backup, or choose another name"
+            f"{instead or f'restore it from a backup, or {_ANOTHER}'}"
         )
     if _marks(head) == (0, 0):
         if path.with_name(path.name + "-journal").exists():
             return False  # killed while it was made: SQLite rolls it back
         head = _header(path)  # another process may just have made it
-    _check_marks(path, kind, head)
+    _check_marks(path, kind, head, instead)
     return False
 
 
-def _check_marks(path: Path, kind: Kind, head: bytes) -> None:
+def _check_marks(path: Path, kind: Kind, head: bytes, instead: str) -> None:
     """Refuse the header of another kind of file, or of another version of this one."""
     version, application_id = _marks(head)
+    found = _NAMES.get(application_id)
+    if found is not None and found != kind.name:
+        raise FileStrange(
+            f"{path}: expected a {kind.name} of Everlog, found a {found} of Everlog: it was not touched; "
+            f"give {_OWN_FILES.get(kind.name, 'another file')}"
+        )
     if application_id != kind.application_id:
-        raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; choose another name")
+        raise FileStrange(f"{path} is a SQLite file, but no {kind.name} of Everlog: it was not touched; {instead or _ANOTHER}")
     if version > kind.version:
         raise FileNewer(
             f"{path} is of version {version}, and this Everlog reads {kind.version}: upgrade Everlog. The file was not touched"
@@ -146,7 +165,7 @@ def _check_marks(path: Path, kind: Kind, head: bytes) -> None:
     if version < kind.version:
         raise FileStrange(
             f"{path} is of version {version}, from before the first release, and this Everlog reads {kind.version}: it was not touched; "
-            f"remove it, or choose another name"
+            f"{instead or f'remove it, or {_ANOTHER}'}"
         )
 
 

@@ -26,6 +26,7 @@ from everlog.drivers.sqlite.rows import first_of
 from everlog.drivers.sqlite.turn import Turn
 from everlog.errors import CommandRefused, FileDamaged, FilePlace, FileStrange
 
+_COPY: Final = "give the copy that `everlog backup` has made"
 _STEP_BYTES: Final = 8 << 20
 _SIDES: Final = ("-wal", "-shm", "-bell", "-turn", "-open")
 
@@ -71,16 +72,22 @@ def prepared(path: Path, kind: Kind, backup: Path) -> Generator[Replacement]:
         CommandRefused: There is no such file, or it is not a whole backup, or somebody has the file in whose place it is to be put.
     """
     backup = backup.resolve()
+    path = path.resolve()
+    if backup.is_dir():
+        inside = backup / path.name
+        named = f", {inside}" if inside.is_file() else ""
+        raise CommandRefused(
+            f"{backup} is a folder: give the copy of the {kind.name} that `everlog backup` has made in it{named}"
+        )
     if not backup.is_file():
-        raise CommandRefused(f"there is no file {backup}: give the copy that `everlog backup` has made")
+        raise CommandRefused(f"there is no file {backup}: {_COPY}")
     if backup.with_name(backup.name + "-wal").exists():
         raise CommandRefused(
             f"{backup} has a WAL beside it, so it is a file in use, or was copied by hand: give one that `everlog backup` has made, or "
             f"make one of it with `everlog backup`"
         )
-    if check_header(backup, kind):
+    if check_header(backup, kind, instead=_COPY):
         raise FileStrange(f"{backup} is empty: expected a {kind.name} that `everlog backup` has copied")
-    path = path.resolve()
     if backup == path:
         raise CommandRefused(f"{backup} is the file itself: give the copy that is to take its place")
     check_place(path)

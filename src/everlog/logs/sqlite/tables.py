@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from everlog.drivers.sqlite.connection import Kind
+from everlog.drivers.sqlite.connection import MARKS, Kind
 from everlog.drivers.sqlite.database import HEAD_TABLE
 
 NEXT_OFFSET: Final = (
@@ -28,7 +28,7 @@ PLACE_BITS: Final = 20
 
 LOG: Final = Kind(
     "log",
-    application_id=0x45564C47,  # "EVLG"
+    application_id=MARKS["log"],
     version=3,
     tables=HEAD_TABLE
     + """;

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from everlog.drivers.sqlite.connection import Kind
+from everlog.drivers.sqlite.connection import MARKS, Kind
 from everlog.drivers.sqlite.database import HEAD_TABLE
 
 _TABLES: Final = (
@@ -136,4 +136,4 @@ CREATE TABLE skipped (
 """
 )
 
-STORE: Final = Kind("store", application_id=0x45565354, version=4, tables=_TABLES)  # "EVST"
+STORE: Final = Kind("store", application_id=MARKS["store"], version=4, tables=_TABLES)
