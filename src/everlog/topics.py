@@ -69,24 +69,29 @@ def merged(stored: TopicSpec, declared: TopicSpec) -> TopicSpec:
     return msgspec.structs.replace(stored, types={**stored.types, **added}) if added else stored
 
 
-def first_difference(stored: bytes, declared: bytes) -> str:
+def first_difference(stored: bytes, declared: bytes, *, place: str = "the log") -> str:
     """Say where two different schemas differ first, as a JSON path from `$` and what stands there in each.
 
     Objects are compared by name in alphabetical order, arrays by index.
+
+    Args:
+        stored: The older one.
+        declared: The one in the code.
+        place: Where the older one is.
     """
     try:
-        found = _difference("$", msgspec.json.decode(stored), msgspec.json.decode(declared))
+        found = _difference("$", msgspec.json.decode(stored), msgspec.json.decode(declared), place)
     except msgspec.DecodeError:
         found = None
     return found or "the same JSON, or none, in other bytes"
 
 
-def _difference(path: str, stored: object, declared: object) -> str | None:
+def _difference(path: str, stored: object, declared: object, place: str) -> str | None:
     if _is_object(stored) and _is_object(declared):
-        return _object_difference(path, stored, declared)
+        return _object_difference(path, stored, declared, place)
     if _is_array(stored) and _is_array(declared):
-        return _array_difference(path, stored, declared)
-    return _value_difference(path, stored, declared)
+        return _array_difference(path, stored, declared, place)
+    return _value_difference(path, stored, declared, place)
 
 
 def _is_object(value: object) -> TypeGuard[dict[str, object]]:
@@ -97,32 +102,32 @@ def _is_array(value: object) -> TypeGuard[list[object]]:
     return isinstance(value, list)
 
 
-def _object_difference(path: str, stored: dict[str, object], declared: dict[str, object]) -> str | None:
+def _object_difference(path: str, stored: dict[str, object], declared: dict[str, object], place: str) -> str | None:
     for name in sorted(stored.keys() | declared.keys()):
         here = f"{path}.{name}"
         if name not in stored:
             return f"{here}: only in the code, as {_shown(declared[name])}"
         if name not in declared:
-            return f"{here}: only in the log, as {_shown(stored[name])}"
-        if found := _difference(here, stored[name], declared[name]):
+            return f"{here}: only in {place}, as {_shown(stored[name])}"
+        if found := _difference(here, stored[name], declared[name], place):
             return found
     return None
 
 
-def _array_difference(path: str, stored: list[object], declared: list[object]) -> str | None:
+def _array_difference(path: str, stored: list[object], declared: list[object], place: str) -> str | None:
     for index, (old, new) in enumerate(zip(stored, declared, strict=False)):
-        if found := _difference(f"{path}[{index}]", old, new):
+        if found := _difference(f"{path}[{index}]", old, new, place):
             return found
     if len(stored) != len(declared):
-        return f"{path}: {len(stored)} elements in the log, {len(declared)} in the code"
+        return f"{path}: {len(stored)} elements in {place}, {len(declared)} in the code"
     return None
 
 
-def _value_difference(path: str, stored: object, declared: object) -> str | None:
+def _value_difference(path: str, stored: object, declared: object, place: str) -> str | None:
     # In Python True == 1, and 1 == 1.0; in a schema they are different values.
     if stored == declared and type(stored) is type(declared):
         return None
-    return f"{path}: {_shown(stored)} in the log, {_shown(declared)} in the code"
+    return f"{path}: {_shown(stored)} in {place}, {_shown(declared)} in the code"
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,59 @@ def test_what_cannot_be_printed_is_refused(many: Path, cli: Cli) -> None:
     assert cli("contracts", "nowhere").exit_code == 2
     (many / "empty.py").write_text("")
     assert "declares no event type" in cli("contracts", "empty").stderr
+
+
+NUMBERS = itertools.count()
+
+
+def kept(many: Path, cli: Cli, text: str) -> Any:
+    """Check what a changed module keeps of what the first one promised."""
+    (many / "promised.json").write_text(cli("contracts", "many").stdout)
+    name = f"changed_{next(NUMBERS)}"  # this process imports a module once
+    (many / f"{name}.py").write_text(text)
+    return cli("contracts", name, "--check", "promised.json")
+
+
+def test_a_module_that_keeps_its_promises_and_makes_new_ones_passes(many: Path, cli: Cli) -> None:
+    same = kept(many, cli, MANY.replace('"red"\n', '"red"\n    """Words for people."""\n'))
+    assert same.stdout.partition(" ")[2] == "keeps all 2 types of promised.json\n"
+    grown = MANY + '\n\n@stock.event("shop.stock_refused/1")\nclass StockRefused(Event):\n    order: str\n'
+    result = kept(many, cli, grown)
+    assert (result.exit_code, result.stdout.partition(" ")[2]) == (
+        0,
+        "keeps all 2 types of promised.json; new: shop.stock_refused/1\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "    customer: str\n",
+            "    customer: str\n    added: int\n",
+            'shop.order_placed/2: $.properties.added: only in the code, as {"type":"integer"}',
+        ),
+        ("sku: str\n", "sku: int\n", 'sku.type: "string" in promised.json, "integer" in the code'),
+        ('RED = "red"', 'RED = "rot"', '"red" in promised.json, "rot" in the code'),
+        ("shop.order_placed/2", "shop.order_placed/3", "shop.order_placed/2: gone"),
+        ('"shop.orders"', '"shop.all_orders"', "topic shop.orders: gone"),
+        ("partitions=4", "partitions=5", "topic shop.orders: partitions was 4, and is 5"),
+        ('"shop.stock", key="order"', '"shop.stock", key=None', "topic shop.stock: key was 'order', and is None"),
+    ],
+)
+def test_a_promise_that_is_broken_is_named(many: Path, cli: Cli, old: str, new: str, said: str) -> None:
+    assert old in MANY
+    result = kept(many, cli, MANY.replace(old, new))
+    assert (result.exit_code, said in result.stdout) == (1, True), result.output
+    assert "1 promise of promised.json broken by changed_" in result.stderr
+    assert "declare the new one under the next version" in result.stderr
+
+
+def test_what_is_no_earlier_document_is_refused(many: Path, cli: Cli) -> None:
+    (many / "async.json").write_text(cli("contracts", "many", "--asyncapi").stdout)
+    (many / "broken.json").write_text("{")
+    for file in ("async.json", "broken.json"):
+        result = cli("contracts", "many", "--check", file)
+        assert (result.exit_code, "expected what `everlog contracts many` has printed" in result.stderr) == (1, True)
+    assert "cannot be read: No such file" in cli("contracts", "many", "--check", "nowhere.json").stderr
+    assert cli("contracts", "many", "--check", "async.json", "--asyncapi").exit_code == 2

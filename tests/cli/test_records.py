@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from everlog.cli.records import cloud_event, human_line, one_line
+from everlog.cli.records import cloud_event, human_line
+from everlog.contracts.cloudevents import one_line
 from everlog.position import Offset
 from everlog.record import StoredRecord
 

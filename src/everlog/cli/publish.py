@@ -1,11 +1,11 @@
-"""`everlog publish`: events from a file of JSON lines, from a pipe, or from the command line itself."""
+"""`everlog publish`: events or CloudEvents from a file of JSON lines, from a pipe, or from the command line itself."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -17,11 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from everlog.cli.lines import Batch, Line, batches
 from everlog.cli.modules import chosen, contracts_of, load
 from everlog.cli.options import AsJson, LogUrl, NoCreateTopics, settings_from
-from everlog.cli.sending import Sender, Told, addressed
+from everlog.cli.reading import CloudEventLines, DataLines, Reading, Told
+from everlog.cli.sending import Sender
 from everlog.cli.terminal import counted, print_json, screen
 from everlog.contracts.contract import Contract
 from everlog.contracts.envelope import check_headers
 from everlog.errors import CommandRefused, EverlogError
+from everlog.position import TopicPartition
 
 
 class Input(NamedTuple):
@@ -37,8 +39,11 @@ class Input(NamedTuple):
 def publish(  # noqa: PLR0913 one per flag
     module: Annotated[str, typer.Argument(metavar="MODULE", help="The module that declares the type.", show_default=False)],
     type_name: Annotated[
-        str, typer.Argument(metavar="TYPE", help="The type on the wire: shop.order_placed/1.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[TYPE]", help="The type on the wire: shop.order_placed/1. CloudEvents have their own.", show_default=False
+        ),
+    ] = None,
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A file with a JSON object per line; - is stdin.", show_default=False)
     ] = "-",
@@ -61,31 +66,61 @@ def publish(  # noqa: PLR0913 one per flag
         list[str] | None,
         typer.Option("--header", metavar="NAME=VALUE", help="A header of each event; repeatable.", show_default=False),
     ] = None,
-    source: Annotated[str, typer.Option("--source", metavar="NAME", help="Who says so.")] = "cli",
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="NAME", help="Who says so; cli by default.", show_default=False)
+    ] = None,
+    as_cloud_events: Annotated[
+        bool, typer.Option("--cloudevents", help="Each line is a CloudEvent 1.0, of any type in MODULE.")
+    ] = False,
     log_url: LogUrl = None,
     no_create_topics: NoCreateTopics = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish events of one type. A file is checked as a whole before its first event is sent; a pipe as it comes."""
+    """Publish events. A file is checked as a whole before its first event is sent; a pipe as it comes."""
     settings = settings_from(log_url=log_url, no_create_topics=no_create_topics)
-    contracts = contracts_of(load(module))
-    contract = contracts[chosen(type_name, list(contracts), what="event type", where=module)]
-    told = Told(source, _headers(headers or []), _checked_key(key, contract), producer)
-    origin = _input(file, data)
+    reading: Reading
+    if as_cloud_events:
+        _refuse_told({"--key": key, "--header": headers, "--source": source})
+        origin = _input(_only_file(type_name, file), data)
+        told = Told("cli", {}, None, producer)
+        reading = CloudEventLines(contracts_of(load(module)), module)
+    else:
+        if type_name is None:
+            raise typer.BadParameter("expected the type of the events, or --cloudevents, found neither", param_hint="TYPE")
+        if source == "":
+            raise typer.BadParameter("expected a name, found an empty one", param_hint="--source")
+        contracts = contracts_of(load(module))
+        contract = contracts[chosen(type_name, list(contracts), what="event type", where=module)]
+        told = Told(source or "cli", _headers(headers or []), _checked_key(key, contract), producer)
+        origin = _input(file, data)
+        reading = DataLines(contract, told)
     # The loop turns only while events are sent: between two batches this thread may wait for a pipe, and Ctrl-C must reach it.
     with asyncio.Runner() as runner, _bar(origin) as bar:
-        if origin.path is not None:
-            needed = _check(origin, contract, told, bar)
-        else:
-            needed = None
-        sender = runner.run(Sender.opened(settings, contract, told))
+        needed = _check(origin, reading, told, bar) if origin.path is not None else None
+        sender = runner.run(Sender.opened(settings, reading, told))
         try:
             if needed is not None:
                 sender.check_grown(needed, origin.name)
             _send(runner, sender, origin, bar)
         finally:
             runner.run(sender.aclose())
-    _print_result(sender, as_json=as_json)
+    _print_result(sender, reading, as_json=as_json)
+
+
+def _refuse_told(given: Mapping[str, object]) -> None:
+    """Refuse what a CloudEvent says itself."""
+    for flag, value in given.items():
+        if value:
+            raise typer.BadParameter("a CloudEvent says that itself: leave one of them out", param_hint=f"{flag}, --cloudevents")
+
+
+def _only_file(first: str | None, second: str) -> str:
+    """Return the file where `MODULE TYPE FILE` has no type."""
+    if first is not None and second != "-":
+        raise typer.BadParameter(
+            f"with --cloudevents each event says its type: expected MODULE [FILE], found {first} and {second}", param_hint="TYPE"
+        )
+    return first or "-"
 
 
 def _headers(texts: Sequence[str]) -> dict[str, str]:
@@ -168,12 +203,13 @@ def _read(origin: Input, what: str, bar: _Bar | None) -> Iterator[Sequence[Line]
                 bar.show(what, batch.read_bytes)
 
 
-def _check(origin: Input, contract: Contract[Any], told: Told, bar: _Bar | None) -> Counter[int]:
+def _check(origin: Input, reading: Reading, told: Told, bar: _Bar | None) -> Counter[TopicPartition]:
     """Check every line of a file, so that a bad one publishes nothing; return how many go to each partition."""
-    counts: Counter[int] = Counter()
+    counts: Counter[TopicPartition] = Counter()
     spread = told.spread()
     for lines in _read(origin, "checking", bar):
-        counts.update([record.partition for record in addressed(lines, contract, told, spread, origin.name).records])
+        for target in reading.addressed(lines, spread, origin.name):
+            counts.update([TopicPartition(target.topic.name, record.partition) for record in target.records])
     return counts
 
 
@@ -190,15 +226,17 @@ def _send(runner: asyncio.Runner, sender: Sender, origin: Input, bar: _Bar | Non
 
 def _so_far(sender: Sender) -> str:
     skipped = f", {sender.skipped:,} were stored before" if sender.skipped else ""
-    return f"{counted(sender.published, 'event') if sender.published else 'nothing'} published before that{skipped}"
+    count = sender.published.total()
+    return f"{counted(count, 'event') if count else 'nothing'} published before that{skipped}"
 
 
-def _print_result(sender: Sender, *, as_json: bool) -> None:
-    topic = sender.topic
+def _print_result(sender: Sender, reading: Reading, *, as_json: bool) -> None:
+    count = sender.published.total()
+    topics = sorted(sender.published) or [topic.name for topic in reading.topics if len(reading.topics) == 1]
     if as_json:
-        print_json(
-            {"topic": topic, "published": sender.published, "skipped": sender.skipped, "position": sender.position().token()}
-        )
+        by_topic = {"topic": topics[0]} if len(reading.topics) == 1 else {"topics": dict(sorted(sender.published.items()))}
+        print_json({**by_topic, "published": count, "skipped": sender.skipped, "position": sender.position().token()})
         return
     skipped = f"; {sender.skipped:,} more were stored before" if sender.skipped else ""
-    screen().print(f"published {counted(sender.published, 'event')} to {topic}{skipped}", soft_wrap=True)
+    where = f" to {', '.join(topics)}" if topics else ""
+    screen().print(f"published {counted(count, 'event')}{where}{skipped}", soft_wrap=True)

@@ -9,6 +9,7 @@ import msgspec
 from rich.text import Text
 
 from everlog.cli.terminal import iso_time, local_time, printable
+from everlog.contracts.cloudevents import one_line
 from everlog.record import StoredRecord
 
 
@@ -45,15 +46,6 @@ def cloud_event(record: StoredRecord, *, position: str | None) -> dict[str, Any]
     if position is not None:
         event["position"] = position
     return event
-
-
-def one_line(data: bytes) -> bytes | None:
-    """Return JSON without the white space between its parts, values untouched; ``None`` where it is no JSON."""
-    try:
-        msgspec.json.decode(data, type=msgspec.Raw)
-        return msgspec.json.format(data, indent=-1)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def human_line(record: StoredRecord) -> Text:

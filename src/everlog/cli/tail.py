@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Annotated
@@ -20,6 +20,7 @@ from everlog.cli.options import AsJson, LogUrl, existing_log, settings_from
 from everlog.cli.records import cloud_event, human_line
 from everlog.cli.terminal import screen
 from everlog.client.follower import Start
+from everlog.contracts.cloudevents import outgoing
 from everlog.position import Position
 from everlog.record import StoredRecord
 from everlog.settings import Settings
@@ -47,8 +48,13 @@ def tail(  # noqa: PLR0913 one per flag
     ] = None,
     log_url: LogUrl = None,
     as_json: AsJson = False,
+    as_cloud_events: Annotated[
+        bool, typer.Option("--cloudevents", help="A CloudEvent 1.0 per line, as `publish --cloudevents` and the SDKs read it.")
+    ] = False,
 ) -> None:
     """Print events as they are stored, until Ctrl-C."""
+    if as_json and as_cloud_events:
+        raise typer.BadParameter("give --json or --cloudevents, not both")
     names, known = frozenset(topics or ()), None
     if module is not None:
         contracts = contracts_of(load(module))
@@ -59,7 +65,15 @@ def tail(  # noqa: PLR0913 one per flag
     wanted = Wanted(names, frozenset(types or ()), key, _start(start), after)
     settings = settings_from(log_url=log_url)
     with suppress(BrokenPipeError):  # who read has enough
-        asyncio.run(_tail(settings, wanted, _printer(as_json=as_json), limit, is_checked=module is not None))
+        asyncio.run(
+            _tail(
+                settings,
+                wanted,
+                _printer(outgoing if as_cloud_events else cloud_event if as_json else None),
+                limit,
+                is_checked=module is not None,
+            )
+        )
 
 
 def _start(text: str) -> Start:
@@ -75,12 +89,12 @@ def _start(text: str) -> Start:
         ) from error
 
 
-def _printer(*, as_json: bool) -> Callable[[Position, StoredRecord], None]:
-    if as_json:
+def _printer(form: Callable[..., Mapping[str, object]] | None) -> Callable[[Position, StoredRecord], None]:
+    if form is not None:
         encoder = msgspec.json.Encoder()
 
         def print_json(position: Position, record: StoredRecord) -> None:
-            sys.stdout.write(encoder.encode(cloud_event(record, position=position.token())).decode() + "\n")
+            sys.stdout.write(encoder.encode(form(record, position=position.token())).decode() + "\n")
 
         return print_json
     console = screen()

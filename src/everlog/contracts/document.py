@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from everlog.contracts.contract import Contract
+from everlog.contracts.schema import bare
 from everlog.contracts.topic import Topic
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -50,6 +51,39 @@ def contracts_document(contracts: Iterable[Contract[Any]]) -> dict[str, Any]:
         topic = topics.setdefault(contract.topic.name, {**_place(contract.topic), "types": {}})
         topic["types"][contract.name] = schema_of(contract)
     return {"topics": {name: topics[name] for name in sorted(topics)}}
+
+
+def earlier_contracts(text: bytes) -> Mapping[str, Mapping[str, Any]]:
+    """Return the topics of an earlier `contracts_document`: `key`, `partitions` and `types`, whose schemas are canonical JSON.
+
+    Raises:
+        ValueError: It is no such document; says what is missing.
+    """
+    document = msgspec.json.decode(text, type=_Document)
+    return {
+        name: {
+            "key": topic.key,
+            "partitions": topic.partitions,
+            "types": {type_name: _canonical(schema) for type_name, schema in topic.types.items()},
+        }
+        for name, topic in document.topics.items()
+    }
+
+
+class _DocumentTopic(msgspec.Struct):
+    key: str | None
+    partitions: int
+    types: dict[str, dict[str, Any]]
+
+
+class _Document(msgspec.Struct):
+    topics: dict[str, _DocumentTopic]
+
+
+def _canonical(schema: Mapping[str, Any]) -> bytes:
+    """Return a schema of `schema_of` as the contract has it: without dialect, address and words for people."""
+    rest = {name: value for name, value in schema.items() if name not in ("$schema", "$id")}
+    return msgspec.json.encode(bare(rest), order="sorted")
 
 
 def asyncapi(title: str, version: str, contracts: Iterable[Contract[Any]], traffic: Sequence[Traffic]) -> dict[str, Any]:

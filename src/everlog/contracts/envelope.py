@@ -16,6 +16,9 @@ from everlog.record import NewRecord
 MAX_EVENTS: Final = 4_096
 """Most events of one call: fewer than a producer's dedupe range, so that a lost answer can always be resolved."""
 
+OURS: Final = "everlog"
+"""Attributes whose names begin with it say where a log has the event; another log that takes it has its own."""
+
 _HEADER_NAME: Final = re.compile(r"[a-z0-9]{1,64}")
 _RESERVED: Final = frozenset({"id", "source", "type", "subject", "time", "dataschema", "datacontenttype", "data", "specversion"})
 
@@ -140,6 +143,8 @@ def check_headers(headers: Mapping[str, str] | None) -> None:
             raise EventRefused(
                 f"header {name!r}: expected a name of lower-case letters and digits that the envelope does not use itself"
             )
+        if name.startswith(OURS):
+            raise EventRefused(f"header {name!r}: names that begin with {OURS!r} say where a log has an event: choose another")
         if not isinstance(value, str):
             raise EventRefused(f"header {name!r}: expected text, found {type(value).__name__} {value!r}")
         try:
