@@ -76,3 +76,8 @@ def test_the_text_of_a_decimal_does_not_depend_on_the_callers_precision() -> Non
 def test_what_has_no_text_is_refused(value: object) -> None:
     with pytest.raises(KeyRefused):
         canonical_text(value)
+
+
+def test_an_empty_text_is_a_key() -> None:
+    assert canonical_text("") == ""
+    assert 0 <= partition_of("", 8) < 8

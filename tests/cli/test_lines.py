@@ -59,8 +59,9 @@ def test_what_has_no_line_end_is_no_file_of_lines() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"{", "f:7: Input data was truncated"),
-        (b"[]", "f:7: expected object, found array"),
+        (b"{", "f:7: expected a JSON object, found broken JSON: input data was truncated"),
+        (b"{]", "f:7: expected a JSON object, found broken JSON: JSON is malformed"),
+        (b"[]", "f:7: expected a JSON object, found array"),
         (b"{}", "f:7: object missing required field customer"),
         (b'{"customer": 1}', "f:7: field customer: expected str, found int"),
         (b'{"customer": "c", "items": [{"sku": "a", "quantity": "x"}]}', "f:7: field items[0].quantity: expected int, found str"),

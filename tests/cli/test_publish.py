@@ -49,7 +49,7 @@ def test_a_bad_line_of_a_file_publishes_nothing(shop: Path, cli: Cli) -> None:
 def test_a_bad_line_of_a_pipe_says_how_much_was_published_before(shop: Path, cli: Cli) -> None:
     result = cli("publish", "shop", TYPE, stdin=orders(*["ada"] * 5_000) + "{\n")
     assert result.exit_code == 1
-    assert result.stderr.startswith("everlog: stdin:5001: Input data was truncated (")
+    assert result.stderr.startswith("everlog: stdin:5001: expected a JSON object, found broken JSON: input data was truncated (")
     count = len(stored(cli))
     assert count >= 4_000
     assert f"({count:,} events published before that)" in result.stderr

@@ -92,4 +92,8 @@ def _fault(error: BaseException) -> str:
     where = where.strip("`").removeprefix("$").removeprefix(".")
     what = what.replace("`", "").replace(", got ", ", found ")
     what = what[:1].lower() + what[1:] if isinstance(error, msgspec.ValidationError) else what
-    return f"field {where}: {what}" if where else what
+    if where:
+        return f"field {where}: {what}"
+    if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
+        return f"expected a JSON object, found broken JSON: {what[:1].lower() + what[1:] if what.startswith('Input') else what}"
+    return what.replace("expected object, found", "expected a JSON object, found", 1)
