@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser controls soak check format-check lint layers mypy pyright user-types format bench clean
+.PHONY: help demo docs test browser controls soak check format-check lint layers mypy pyright user-types format bench clean
 
 help:
 	@echo "make demo     run the shop: services that never learn who listens"
 	@echo "make test     run the tests"
 	@echo "make browser  look for the browser that a test drives"
+	@echo "make docs     build the documentation's site in ./site"
 	@echo "make controls seed each known bug and see that it is caught"
 	@echo "make soak     MINUTES=30: kill, stop and restart processes under load, and judge what they did (SEED=n replays)"
 	@echo "make check    format, lint, layers, types (make -k check goes on after a failure)"
@@ -30,6 +31,11 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/python examples/shop/demo.py
+
+# A warning is an error: mkdocs.yml says `strict`.
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+	@echo "open site/index.html"
 
 # A browser for the test of the web example. Where a missing one fails the tests, it is installed; elsewhere that test is skipped.
 browser:
@@ -80,5 +86,5 @@ bench: .venv/.installed-bench
 
 # `.everlog` stays: it may hold somebody's events.
 clean:
-	rm -rf .venv build dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
