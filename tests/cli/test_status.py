@@ -16,6 +16,10 @@ from everlog.store import Room
 def test_a_log_that_nobody_has_worked_on_has_no_subscriptions(shop: Path, cli: Cli) -> None:
     publish(cli, "ada")
     assert cli("status").stdout.startswith("no app has reported to sqlite:")
+    asked = cli("status", "--max-lag", "100")
+    assert (asked.exit_code, "no app has reported" in asked.stderr) == (3, True), (
+        "who waits for a lag must not be told that there is none"
+    )
     assert json.loads(cli("status", "--json").stdout)["subscriptions"] == []
 
 

@@ -46,6 +46,11 @@ def status(
         names = ", ".join(f"{_name(lag)} ({lag.count:,})" for lag in late)
         screen(stderr=True).print(f"everlog: more than {max_lag:,} behind: {names}", soft_wrap=True)
         raise typer.Exit(LAGS)
+    if max_lag is not None and not lags:
+        screen(stderr=True).print(
+            f"everlog: whether anything is more than {max_lag:,} behind nobody knows: no app has reported", soft_wrap=True
+        )
+        raise typer.Exit(LAGS)
 
 
 async def _read(settings: Settings, now_us: int) -> tuple[list[Lag], bool]:

@@ -441,7 +441,7 @@ class World:
                     place = key.record.topic, key.record.partition, key.record.offset
                     if key.error:
                         how = "parked" if key.next_attempt_us is None else "to be tried again"
-                        held[place] = f"{how} after {key.attempts} attempt{"" if key.attempts == 1 else "s"}, {key.error}"
+                        held[place] = f"{how} after {key.attempts} attempt{'' if key.attempts == 1 else 's'}, {key.error}"
                     else:
                         held[place] = "waits behind an earlier event of its key"
                 is_finished = partial(service.store.finished_now, one.name)
