@@ -34,7 +34,7 @@ demo: .venv/.installed
 
 # A warning is an error: mkdocs.yml says `strict`.
 docs: .venv/.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 	@echo "open site/index.html"
 
 # A browser for the test of the web example. Where a missing one fails the tests, it is installed; elsewhere that test is skipped.

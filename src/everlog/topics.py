@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final, TypeGuard
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeGuard, cast
 
 import msgspec
 
@@ -11,6 +12,9 @@ from everlog.errors import FeatureMissing, SchemaMismatch, TopicMismatch
 from everlog.log import Features, TopicSpec
 
 _SETTINGS: Final = ("key", "partitions", "hash", "keep_s", "keep_bytes", "keep_newest", "streams")
+_DEFINITION: Final = "#/$defs/"
+_VALUES: Final = frozenset({"const", "default", "enum"})
+"""Words of JSON Schema behind which stand values, and no schemas."""
 _SHOWN_CHARACTERS: Final = 60
 
 
@@ -63,10 +67,61 @@ def merged(stored: TopicSpec, declared: TopicSpec) -> TopicSpec:
             raise TopicMismatch(stored.name, setting, stored=was, declared=is_now)
     for type_name, schema in declared.types.items():
         known = stored.types.get(type_name)
-        if known is not None and known != schema:
-            raise SchemaMismatch(type_name, stored.name, first_difference(known, schema))
+        if known is not None and known != schema and unnamed(known) != unnamed(schema):
+            raise SchemaMismatch(type_name, stored.name, first_difference(unnamed(known), unnamed(schema)))
     added = {name: schema for name, schema in declared.types.items() if name not in stored.types}
     return msgspec.structs.replace(stored, types={**stored.types, **added}) if added else stored
+
+
+def unnamed(schema: bytes) -> bytes:
+    """Return a JSON Schema without the names of the code's classes, so that renaming a class is no other contract.
+
+    Its definitions are called `event`, and `part1`, `part2` and so on in the order in which they are referred to. What is no schema with
+    definitions comes back as it is.
+    """
+    try:
+        root: object = msgspec.json.decode(schema)
+    except msgspec.DecodeError:
+        return schema
+    if not _is_object(root) or not _is_object(definitions := root.get("$defs")):
+        return schema
+    rest = {name: value for name, value in root.items() if name != "$defs"}
+    order = list(dict.fromkeys(_references(rest)))
+    for name in order:  # it grows on the way
+        order += [found for found in dict.fromkeys(_references(definitions.get(name))) if found not in order]
+    names = {name: f"part{number}" if number else "event" for number, name in enumerate(order)}
+    parts = {names[name]: _renamed(definitions[name], names) for name in order if name in definitions}
+    return msgspec.json.encode({**cast("dict[str, object]", _renamed(rest, names)), "$defs": parts}, order="sorted")
+
+
+def _references(node: object) -> Iterator[str]:
+    """Yield the names of the definitions that a schema refers to."""
+    if _is_array(node):
+        for inner in node:
+            yield from _references(inner)
+    elif _is_object(node):
+        for name in sorted(node):
+            value = node[name]
+            if isinstance(value, str) and value.startswith(_DEFINITION) and name not in _VALUES:
+                yield value.removeprefix(_DEFINITION)
+            elif name not in _VALUES:
+                yield from _references(value)
+
+
+def _renamed(node: object, names: Mapping[str, str]) -> object:
+    if _is_array(node):
+        return [_renamed(inner, names) for inner in node]
+    if not _is_object(node):
+        return node
+    renamed: dict[str, object] = {}
+    for name, value in node.items():
+        if name in _VALUES:
+            renamed[name] = value
+        elif isinstance(value, str) and value.startswith(_DEFINITION):
+            renamed[name] = _DEFINITION + names[value.removeprefix(_DEFINITION)]
+        else:
+            renamed[name] = _renamed(value, names)
+    return renamed
 
 
 def first_difference(stored: bytes, declared: bytes, *, place: str = "the log") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -20,10 +21,11 @@ from everlog import Event, Record, Topic
 from everlog.contracts.contract import Contract, contract_of
 from everlog.contracts.envelope import Origin, address, check_headers
 from everlog.contracts.schema import canonical_schema, fingerprint
-from everlog.errors import DeclarationError, EventRefused, EventTooLarge, KeyRefused
+from everlog.errors import DeclarationError, EventRefused, EventTooLarge, KeyRefused, SchemaMismatch
 from everlog.key import partition_of
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import MAX_DATA_BYTES, StoredRecord
+from everlog.topics import merged
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -512,3 +514,56 @@ def test_a_record_decodes_its_event_when_it_is_asked_for() -> None:
     broken = Record(msgspec.structs.replace(stored, data=b"{}"), contract, lambda: position)
     with pytest.raises(EventRefused):
         _ = broken.event
+
+
+def schema_as(names: dict[str, str], *, extra: str = "") -> bytes:
+    """Return the schema of an event whose classes have other names."""
+    text = (
+        """
+class Colour(enum.Enum):
+    RED = "red"
+
+class Box(msgspec.Struct, frozen=True, tag="box"):
+    colour: Colour = Colour.RED
+
+class Bag(msgspec.Struct, frozen=True, tag="bag"):
+    inside: "Bag | Box | None" = None
+
+class Parcel(Event):
+    order: str
+    parts: tuple[Bag | Box, ...]
+"""
+        + extra
+    )
+    for old, new in names.items():
+        text = re.sub(rf"\b{old}\b", new, text)
+    space: dict[str, Any] = {"enum": enum, "msgspec": msgspec, "Event": Event, "__name__": __name__}
+    exec(text, space)
+    for name in ("Bag", "Box", "Colour"):
+        globals()[names.get(name, name)] = space[names.get(name, name)]  # where a name in quotes is looked for
+    return cast(
+        "bytes", Topic("parcels", key="order").event("parcel/1")(space[names.get("Parcel", "Parcel")]).__everlog_contract__.schema
+    )
+
+
+def test_classes_may_be_renamed_and_the_contract_is_the_same() -> None:
+    first = schema_as({})
+    assert schema_as({"Colour": "Aardvark", "Box": "Zebra", "Bag": "Ant", "Parcel": "Bee"}) == first
+    assert not re.search(rb"Colour|Box|Bag|Parcel", first)
+    assert schema_as({}, extra="    weight: int\n") != first
+    assert schema_as({"box": "case"}) != first, "a tag is on the wire"
+
+
+def test_a_schema_that_was_stored_with_names_of_classes_is_the_same_contract() -> None:
+    parcels = Topic("parcels", key="order")
+
+    @parcels.event("parcel/1")
+    class Parcel(Event):
+        order: str
+
+    contract, declared = contract_of(Parcel), parcels.spec()
+    stored = msgspec.structs.replace(declared, types={"parcel/1": contract.named_schema})
+    assert contract.named_schema != contract.schema
+    assert merged(stored, declared) is stored
+    with pytest.raises(SchemaMismatch, match=r"event\.properties\.order\.type"):
+        merged(stored, msgspec.structs.replace(declared, types={"parcel/1": contract.schema.replace(b"string", b"integer")}))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.docs.pages import Shell, blocks_of, check_shell, free_port, run, shell
+
+import everlog
+from everlog import testing
 
 __all__ = ["shell"]
 
@@ -74,6 +82,38 @@ def test_a_page_that_does_not_say_what_is_true_fails(
     with pytest.raises(AssertionError) as caught:
         run(tmp_path / "wrong.md", tmp_path / "page", shell, 1)
     assert message in str(caught.value)
+
+
+def built(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a folder that has `mkdocs.yml`."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder / "built")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_site_is_built_without_a_warning_and_without_the_network(tmp_path: Path) -> None:
+    for name in ("docs", "src"):
+        shutil.copytree(DOCS.parent / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(DOCS.parent / "mkdocs.yml", tmp_path)
+    right = built(tmp_path)
+    assert (right.returncode, "WARNING" in right.stderr) == (0, False), right.stderr
+    pages = {page.relative_to(tmp_path / "built").with_suffix("") for page in (tmp_path / "built").rglob("*.html")}
+    assert {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md") if page.name != "README.md"} <= pages
+    page = (tmp_path / "built/index.html").read_text()
+    assert not re.search(r'(?:src|href)="https?://(?!(?:squidfunk\.github\.io|www\.mkdocs))', page), "it would ask the network"
+    world = (tmp_path / "built/api/testing.html").read_text()
+    assert "expire_lease" in world
+    (tmp_path / "docs/index.md").write_text("[nowhere](nowhere.md)\n")
+    wrong = built(tmp_path)
+    assert (wrong.returncode, "nowhere.md" in wrong.stderr) == (1, True), wrong.stderr
+
+
+def test_each_public_name_is_on_one_page_of_the_python_api() -> None:
+    named = re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md")), re.MULTILINE)
+    assert len(named) == len(set(named))
+    exported = {f"everlog.{name}" for name in everlog.__all__} | {f"everlog.testing.{name}" for name in testing.__all__}
+    assert exported - {"everlog.blocking"} <= set(named)
+    assert {"everlog.blocking.blocking", "everlog.errors"} <= set(named)
 
 
 def test_a_page_that_says_what_is_true_passes(shell: Shell, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from everlog.contracts.schema import canonical_schema, fingerprint
 from everlog.errors import DeclarationError, EventRefused, EventTooLarge, KeyRefused
 from everlog.key import canonical_text
 from everlog.record import MAX_DATA_BYTES
+from everlog.topics import unnamed
 
 if TYPE_CHECKING:
     from everlog.contracts.topic import Topic
@@ -33,7 +34,10 @@ class Contract(Generic[T]):
         self.topic = topic
         self.name = name
         self.cls = cls
-        self.schema = self._prepare(cls)
+        self.named_schema = self._prepare(cls)
+        """Its JSON Schema with the names of the code's classes, for documents."""
+        self.schema = unnamed(self.named_schema)
+        """The same without them: what the log keeps, and what is compared."""
         self.fingerprint = fingerprint(self.schema)
         self._key = attrgetter(topic.key) if topic.key is not None else None
 

@@ -10,6 +10,7 @@ import msgspec
 from everlog.contracts.contract import Contract
 from everlog.contracts.schema import bare
 from everlog.contracts.topic import Topic
+from everlog.topics import unnamed
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _HEADERS: Final[Mapping[str, Any]] = {
@@ -40,7 +41,7 @@ class Traffic(NamedTuple):
 
 def schema_of(contract: Contract[Any]) -> dict[str, Any]:
     """Return the JSON Schema of a type's data, on its own."""
-    found = cast("dict[str, Any]", msgspec.json.decode(contract.schema))
+    found = cast("dict[str, Any]", msgspec.json.decode(contract.named_schema))
     return {"$schema": _DIALECT, "$id": f"urn:everlog:{contract.name}", "title": contract.name, **found}
 
 
@@ -81,9 +82,9 @@ class _Document(msgspec.Struct):
 
 
 def _canonical(schema: Mapping[str, Any]) -> bytes:
-    """Return a schema of `schema_of` as the contract has it: without dialect, address and words for people."""
+    """Return a schema of `schema_of` as the contract has it: without dialect, address, names of classes and words for people."""
     rest = {name: value for name, value in schema.items() if name not in ("$schema", "$id")}
-    return msgspec.json.encode(bare(rest), order="sorted")
+    return unnamed(msgspec.json.encode(bare(rest), order="sorted"))
 
 
 def asyncapi(title: str, version: str, contracts: Iterable[Contract[Any]], traffic: Sequence[Traffic]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _key(name: str) -> str:
 
 def _inlined(key: str, contract: Contract[Any]) -> dict[str, Any]:
     """Return a schema whose references point into it where it stands in the document."""
-    found = cast("dict[str, Any]", msgspec.json.decode(contract.schema))
+    found = cast("dict[str, Any]", msgspec.json.decode(contract.named_schema))
     return cast("dict[str, Any]", _moved(found, f"#/components/schemas/{key}"))
 
 
