@@ -125,7 +125,7 @@ FORKS = """
 import os, sys
 import everlog
 from everlog import App, Event, Settings, Topic
-from everlog.errors import Closed
+from everlog.errors import Closed, FilePlace
 
 things = Topic("things", key=None)
 
@@ -136,14 +136,16 @@ class Thing(Event):
 folder = sys.argv[1]
 client = everlog.blocking(App("script"), Settings(log_url=f"sqlite:{folder}/log.db")).open()
 client.publish(Thing(1))
+"""
+
+FORKED_OPEN = """
 child = os.fork()
 if not child:
-    try:
-        client.publish(Thing(2))
-    except Closed as error:
-        print("refused" if "forked" in str(error) else error, flush=True)
-    client.open()
-    client.publish(Thing(3))
+    for call in (lambda: client.publish(Thing(2)), client.open, lambda: client.publish(Thing(2)), client.open):
+        try:
+            call()
+        except (Closed, FilePlace) as error:
+            print(type(error).__name__, "after the fork and not before" in str(error), flush=True)
     client.close()
     os._exit(0)
 _, status = os.waitpid(child, 0)
@@ -152,17 +154,64 @@ print(status, sorted(record.event.n for record in client.follow(Thing, start="be
 client.close()
 """
 
+FORKED_CLOSED = """
+client.close()
+forked, waits = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    os.close(waits[1])
+    client.open().publish(Thing(2))
+    os.write(forked[1], b"x")
+    os.read(waits[0], 1)
+    client.publish(Thing(4))
+    client.close()
+    os._exit(0)
+os.read(forked[0], 1)
+client.open().publish(Thing(3))
+client.close()
+os.close(waits[1])
+_, status = os.waitpid(child, 0)
+client.open()
+print(status, sorted(record.event.n for record in client.follow(Thing, start="beginning", timeout_s=0.3)), flush=True)
+client.close()
+"""
 
-async def test_a_fork_opens_a_client_of_its_own(tmp_path: Path) -> None:
+
+async def printed(code: str, folder: Path) -> list[str]:
     run = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", FORKS, str(tmp_path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-c", code, str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, error = await asyncio.wait_for(run.communicate(), 30)
-    assert out.decode().splitlines() == ["refused", "0 [1, 3, 4]"], error.decode()
+    assert run.returncode == 0, error.decode()
+    return out.decode().splitlines()
+
+
+async def test_what_was_open_before_a_fork_is_refused_in_the_fork_and_goes_on_in_the_parent(tmp_path: Path) -> None:
+    closed, place = "Closed True", "FilePlace True"
+    assert await printed(FORKS + FORKED_OPEN, tmp_path) == [closed, place, "Closed False", place, "0 [1, 4]"]
+
+
+async def test_a_fork_of_a_closed_client_opens_it_for_itself(tmp_path: Path) -> None:
+    assert await printed(FORKS + FORKED_CLOSED, tmp_path) == ["0 [1, 2, 3, 4]"]
+
+
+def test_threads_that_open_at_once_open_it_once(tmp_path: Path) -> None:
+    client = everlog.blocking(app, settings_in(tmp_path))
+    at_once = threading.Barrier(16)
+
+    def work(number: int) -> None:
+        at_once.wait()
+        client.open().publish(Left(f"k{number}", number))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert len([thread for thread in threading.enumerate() if thread.name == "everlog-blocking"]) == 1
+    assert len(list(client.follow(Left, start="beginning", timeout_s=0.2))) == 16
+    client.close()
 
 
 async def test_ctrl_c_ends_the_waiting_and_the_client_goes_on(tmp_path: Path) -> None:
-    code = FORKS.partition("child = os.fork()")[0] + (
+    code = FORKS + (
         "try:\n    print('waits', flush=True)\n    next(client.follow(Thing))\nexcept KeyboardInterrupt:\n    print('stopped', flush=True)\n"
         "client.publish(Thing(5))\nclient.close()\nprint('done', flush=True)\n"
     )

@@ -12,7 +12,7 @@ from everlog.errors import Closed
 if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
-    from threading import Thread
+    from threading import RLock, Thread
 
     from everlog.app import App
     from everlog.client import Client
@@ -56,6 +56,8 @@ class BlockingClient:
         self._stop: asyncio.Event
         self._client: Client
         self._process = 0
+        self._locks: dict[int, RLock] = {}
+        """By process: a fork may inherit one that a thread of its parent holds."""
 
     def __enter__(self) -> Self:
         return self.open()
@@ -64,37 +66,48 @@ class BlockingClient:
         self.close()
 
     def open(self) -> Self:
-        """Open the log; idempotent in one process. In one that was forked it opens it anew.
+        """Open the log; idempotent in one process, and safe to call in each request. A process that is forked later opens it for itself.
 
         Raises:
             StartRefused: The log, or a topic in it, is not as declared.
-            FileError: The log's file cannot be used.
+            FileError: The log's file cannot be used; a `FilePlace` where this process was forked from one that had it open.
         """
+        import os
+
+        if self._thread is None or self._process != os.getpid():
+            with self._lock():
+                self._open()
+        return self
+
+    def _lock(self) -> RLock:
+        import os
+        import threading
+
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+    def _open(self) -> None:
         import concurrent.futures  # whoever only declares an app does without all of this
         import os
         import threading
 
         if self._thread is not None and self._process == os.getpid():
-            return self
+            return
         opened: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._work, args=(opened,), name="everlog-blocking", daemon=True)
-        self._thread.start()
-        try:
-            opened.result()
-        except BaseException:
-            self._thread = None
-            raise
-        return self
+        self._thread = None
+        thread = threading.Thread(target=self._work, args=(opened,), name="everlog-blocking", daemon=True)
+        thread.start()
+        opened.result()
+        self._process, self._thread = os.getpid(), thread
 
     def close(self) -> None:
         """Finish, and let go of the log. Idempotent; calls that other threads have under way are told `Closed`."""
         import os
 
-        thread, self._thread = self._thread, None
-        if thread is not None and self._process == os.getpid():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
+        with self._lock():
+            thread, self._thread = self._thread, None
+            if thread is not None and self._process == os.getpid():
+                self._loop.call_soon_threadsafe(self._stop.set)
+                thread.join()
 
     def _work(self, opened: concurrent.futures.Future[None]) -> None:
         import asyncio
@@ -228,8 +241,8 @@ class BlockingClient:
             raise Closed("the client is not open: use it in `with everlog.blocking(app) as client:`, or call its open()")
         if self._process != os.getpid():
             raise Closed(
-                f"the client was opened in process {self._process}, and this one was forked from it: call open() again in the fork, as in a "
-                f"worker's start-up hook"
+                f"the client was opened in process {self._process}, and this one (process {os.getpid()}) was forked from it: call open() after "
+                f"the fork and not before, as in the first request or task of a worker"
             )
         return self._client
 

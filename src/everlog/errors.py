@@ -32,7 +32,7 @@ EverlogError
 │   ├── FileNewer              a newer Everlog wrote it
 │   ├── FileDamaged            bytes are missing or changed; nothing was skipped in silence
 │   ├── FileUnreadable         its disk did not answer; nothing is lost
-│   └── FilePlace              the place cannot hold it: a network file system, a missing permission
+│   └── FilePlace              the place cannot hold it: a network file system, a missing permission, a fork
 ├── PositionRefused            a position token is damaged or belongs to another log
 ├── TxClosed                   `tx` was used after its handler had ended
 ├── TxRefused                  a handler asked `tx` for what it may not do
@@ -258,7 +258,7 @@ class FileUnreadable(FileError):
 
 
 class FilePlace(FileError):
-    """The place cannot hold it: a network file system, a missing folder or permission."""
+    """The place cannot hold it: a network file system, a missing folder or permission, a fork of a process that had it open."""
 
 
 class PositionRefused(EverlogError):

@@ -51,6 +51,9 @@ _CHECKSUM_VFS: Final = "cksmvfs"  # the name under which SQLite's cksumvfs regis
 _open_files: weakref.WeakKeyDictionary[apsw.Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
 """Which file each open connection of this process has, as device and inode."""
 _open_files_lock: Final = threading.Lock()
+"""Held while a connection is opened as well: a fork waits for it, so that the child knows every file that it inherits."""
+_inherited: Final[set[tuple[int, int]]] = set()
+"""The files that a process had open when this one was forked from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ def check_header(path: Path, kind: Kind, *, instead: str = "") -> bool:
         return True
     if not stat.S_ISREG(info.st_mode):
         raise FileStrange(f"{path} is not a file: expected a {kind.name} of Everlog")
+    _check_not_inherited(path, info)
     if _is_open(info):
         return info.st_size == 0
     wal = path.with_name(path.name + "-wal")
@@ -211,10 +215,7 @@ def connect(path: Path | None, kind: Kind, *, create: bool, writes: bool) -> aps
         return connection
     if create and not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite gives its side files the same mode
-    connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=_CHECKSUM_VFS)
-    info = path.stat()
-    with _open_files_lock:
-        _open_files[connection] = (info.st_dev, info.st_ino)
+    connection = _opened(path, os.fspath(path), apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
     is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").get
     if create and is_empty:
@@ -265,17 +266,44 @@ def look_into(path: Path) -> apsw.Connection:
     """
     load_checksums()
     has_wal = path.with_name(path.name + "-wal").exists()
-    connection = apsw.Connection(
-        f"{path.absolute().as_uri()}?{'readonly_shm=1' if has_wal else 'immutable=1'}",
-        flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
-        vfs=_CHECKSUM_VFS,
-    )
-    info = path.stat()
-    with _open_files_lock:
-        _open_files[connection] = (info.st_dev, info.st_ino)
+    uri = f"{path.absolute().as_uri()}?{'readonly_shm=1' if has_wal else 'immutable=1'}"
+    connection = _opened(path, uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
     return connection
+
+
+def _opened(path: Path, name: str, flags: int) -> apsw.Connection:
+    """Open a file that is there, and note that this process has it open."""
+    with _open_files_lock:
+        info = path.stat()
+        _check_not_inherited(path, info)
+        connection = apsw.Connection(name, flags=flags, vfs=_CHECKSUM_VFS)
+        _open_files[connection] = (info.st_dev, info.st_ino)
+    return connection
+
+
+def _check_not_inherited(path: Path, info: os.stat_result) -> None:
+    """Refuse what was open when this process was forked.
+
+    SQLite counts the locks that a process has on a file, and the child inherits the count without the locks: a connection that it opens
+    believes itself protected, and the next process that closes the file deletes the WAL under it.
+    """
+    if (info.st_dev, info.st_ino) in _inherited:
+        raise FilePlace(
+            f"{path} was open in the process that this one (process {os.getpid()}) was forked from, and SQLite cannot open a file again "
+            f"behind a fork: open it after the fork and not before, or close it before, or spawn processes instead of forking them"
+        )
+
+
+def _in_child() -> None:
+    """Note what a forked child has inherited. What the parent's threads hold of it is never closed here, as SQLite wants it."""
+    _inherited.update(_open_files.values())
+    _open_files.clear()
+    _open_files_lock.release()
+
+
+os.register_at_fork(before=_open_files_lock.acquire, after_in_parent=_open_files_lock.release, after_in_child=_in_child)
 
 
 def disconnect(connection: apsw.Connection) -> None:

@@ -65,6 +65,19 @@ _NO_ROOM: Final = (
 )
 
 
+_presences: Final[set[int]] = set()
+"""Descriptors that tell later openers of a file that this process has it open."""
+
+
+def _absent_in_child() -> None:
+    """Close what is inherited of that: a lock of `flock` belongs to the open file, and would say that the child has it open."""
+    while _presences:
+        os.close(_presences.pop())
+
+
+os.register_at_fork(after_in_child=_absent_in_child)
+
+
 class NothingStored(Exception):
     """A group was not committed, and nothing of it will ever show: no room, or no permission."""
 
@@ -262,7 +275,9 @@ class Database(Generic[J, R]):
         if self._closed:
             raise Closed(f"the {self._kind.name} {self.path or 'in memory'} was closed")
         if os.getpid() != self._pid:
-            raise Closed(f"the {self._kind.name} was opened before a fork: open it in the child, or spawn instead of forking")
+            raise Closed(
+                f"the {self._kind.name} was opened before a fork: open it after the fork and not before, or spawn instead of forking"
+            )
 
     # ---- the writer thread ----
 
@@ -380,6 +395,7 @@ class Database(Generic[J, R]):
     def _is_only_opener(self) -> bool:
         """Return whether no other process has the file open, and make this one known to later openers. Only under the turn."""
         self._presence = os.open(self._beside("-open"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _presences.add(self._presence)
         try:
             fcntl.flock(self._presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -530,6 +546,7 @@ class Database(Generic[J, R]):
         if not self._is_open and hasattr(self, "bell"):
             self.bell.close()
         if self._presence >= 0:
+            _presences.discard(self._presence)
             os.close(self._presence)
             self._presence = -1
         while True:
