@@ -30,7 +30,7 @@ help:
 	@touch $@
 
 demo: .venv/.installed
-	$(BIN)/python examples/shop/demo.py
+	$(BIN)/python examples/shop/demo.py $(ARGS)
 
 # A warning is an error: mkdocs.yml says `strict`.
 docs: .venv/.installed

@@ -27,10 +27,11 @@ from demo_checks import Evidence, check_all, interrupted
 from demo_fraud import Judge
 from demo_history import read_history, read_state
 from demo_keys import has_keys, keys
+from demo_picture import PictureView
 from demo_processes import CommandFailed
 from demo_run import DemoFailed, Plan, Run
 from demo_summary import summary
-from demo_view import LiveView, Picture, PlainView, Service
+from demo_view import LiveView, Picture, PlainView, Service, View
 from everlog import App, Client
 from files import read_articles, read_orders
 from forecast import demands, forecast, scores
@@ -109,6 +110,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--play", action="store_true", help="orders without end after the acts, until you press q")
     parser.add_argument("--fast", action="store_true", help="a short run with all three acts")
     parser.add_argument("--plain", action="store_true", help="lines instead of a table, also in a terminal")
+    parser.add_argument("--picture", type=Path, help="keep the screen while a service is killed, as an SVG")
     parser.add_argument("--folder", type=Path, help="where to leave everything; build/demo-TIME by default")
     return parser.parse_args(words)
 
@@ -123,7 +125,9 @@ async def perform(options: argparse.Namespace) -> bool:
     folder: Path = (options.folder or ROOT / "build" / time.strftime("demo-%Y%m%d-%H%M%S")).resolve()
     (folder / ".everlog").mkdir(parents=True)
     picture = Picture(len(orders), {name: Service() for name in (*SERVICES, LATE)}, chosen="inventory" if has_keys() else "")
-    view = PlainView(picture) if options.plain or not sys.stdout.isatty() else LiveView(picture)
+    view: View = PlainView(picture) if options.plain or not sys.stdout.isatty() else LiveView(picture)
+    if options.picture:
+        view = PictureView(picture, view, options.picture.resolve())
     run = Run(plan, folder, orders, poison, Judge(orders, bursts(real, plan.bursts)), view, picture)
     listen_to_signals(run)
     try:

@@ -75,7 +75,7 @@ def fraud_words(orders: Sequence[OrderPlaced], injected: Sequence[Sequence[Order
 
 def test_the_demo_adds_up_and_prints_the_figures_of_its_input(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOG_", "SHOP_"))}
-    command = [sys.executable, str(DEMO), "--fast", "--folder", str(tmp_path / "demo")]
+    command = [sys.executable, str(DEMO), "--fast", "--folder", str(tmp_path / "demo"), "--picture", str(tmp_path / "demo.svg")]
     demo = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -86,6 +86,9 @@ def test_the_demo_adds_up_and_prints_the_figures_of_its_input(tmp_path: Path) ->
         printed, _ = demo.communicate(timeout=30)
         pytest.fail(f"the demo did not end:\n{printed}")
     assert demo.returncode == 0, printed
+    drawn = (tmp_path / "demo.svg").read_text()
+    assert "killed" in drawn
+    assert "@font-face" not in drawn, "it would ask the network"
     found, injected = suspects(INPUT), bursts(REAL, 6)
     forecast, naive = forecast_errors([fact for fact in INPUT if fact.order.id not in found])
     for line in (
