@@ -108,3 +108,11 @@ def test_findings_are_bounded_and_counted() -> None:
     for number in range(1_010):
         audit.found(str(number))
     assert (len(audit.findings), audit.more_findings) == (1_000, 10)
+
+
+def test_of_a_finding_of_many_lines_the_first_few_are_shown() -> None:
+    audit = Audit(None, has_log_time=True)
+    audit.found("one\ntwo\n\n" + "\n".join(f"line {number}" for number in range(3, 81)))
+    audit.found("alone")
+    audit.found("one\ntwo\nthree\nfour\nfive")
+    assert audit.findings == ["one; two; line 3; line 4; line 5; and 75 more", "alone", "one; two; three; four; five"]

@@ -302,3 +302,9 @@ def test_a_restore_that_was_killed_before_it_told_the_log_is_done_by_the_next(
     again = cli("restore", "loyalty", "--yes")
     assert (again.exit_code, "its store is incarnation 3 now" in again.output) == (0, True), again.output
     worked(start, orders=2)
+
+
+def test_what_is_put_where_nothing_is_moves_nothing_aside(shop: Path, cli: Cli, backup: Path) -> None:
+    empty = cli("restore", "--from", "out/log.db", "--yes", "--log-url", "sqlite:elsewhere/log.db")
+    assert f"out/log.db is put at {shop}/elsewhere/log.db, where nothing is" in empty.output, empty.output
+    assert "moved aside" not in empty.output

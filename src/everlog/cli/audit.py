@@ -21,6 +21,8 @@ MOST_IDS: Final = 2_000_000
 """Ids are remembered as 64-bit hashes, about 70 bytes each in Python: at most some 150 MB."""
 MOST_FINDINGS: Final = 1_000
 """Kept and printed; those beyond are counted."""
+MOST_LINES: Final = 5
+"""Of one finding; the rest of them are counted."""
 
 _json: Final = msgspec.json.Decoder()
 
@@ -49,7 +51,10 @@ class Audit:
         self._ids: set[int] = set()
 
     def found(self, line: str) -> None:
-        """Note that something is wrong."""
+        """Note that something is wrong. Of a text of many lines, as SQLite's check of a file has it, the first few."""
+        first, *rest = [part.strip() for part in line.splitlines() if part.strip()] or [line]
+        shown, left = rest[: MOST_LINES - 1], max(len(rest) - MOST_LINES + 1, 0)
+        line = "; ".join([first, *shown]) + (f"; and {left:,} more" if left else "")
         if len(self.findings) < MOST_FINDINGS:
             self.findings.append(line)
         else:

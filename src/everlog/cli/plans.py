@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from everlog.cli.terminal import counted, local_time
 from everlog.log import Log
 from everlog.position import BEGINNING, Position
 from everlog.subscriptions.mending import Plan
 from everlog.subscriptions.report import progress_topic, read_reports
+
+_MOST_PLACES: Final = 3
 
 
 def plan_lines(app: str, plan: Plan) -> Iterator[str]:
@@ -26,10 +29,14 @@ def plan_lines(app: str, plan: Plan) -> Iterator[str]:
         yield f"the store is older than the log, which says that the app has handled {counted(since, 'event')} more"
     if fit.log_is_old:
         yield "the log is older than the store"
-    for one in fit.beyond:
-        where = f"{one.where.topic}/{one.where.partition}"
+    for subscription in dict.fromkeys(one.subscription for one in fit.beyond):
+        back = [one for one in fit.beyond if one.subscription == subscription]
+        places = [f"{one.where.topic}/{one.where.partition}: {one.through} → {one.ends}" for one in back]
+        shown = ", ".join(places[:_MOST_PLACES]) + (
+            f" and {len(places) - _MOST_PLACES:,} more" if len(places) > _MOST_PLACES else ""
+        )
         yield (
-            f"subscription {one.subscription}: its progress in {where} goes back from offset {one.through} to {one.ends}; what it handled "
+            f"subscription {subscription}: its progress goes back in {counted(len(back), 'partition')} ({shown}); what it handled "
             f"beyond stays in its state, and what stands there now is handled"
         )
     for lost in fit.lost:

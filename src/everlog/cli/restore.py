@@ -103,7 +103,7 @@ async def _restore_store(settings: Settings, app: str, backup: Path, *, is_sure:
         async with existing_log(settings) as log, existing_store(copied, app, named=str(backup)) as store:
             _refuse_damaged(await store.verify(), backup)
             plan = await _plan(app, log, store)
-            _say(f"{backup} takes the place of {path}, which is moved aside")
+            _say(_place_line(backup, path))
             _show(app, plan)
             confirm(f"Put the store of app {app!r} back so?", is_sure=is_sure)
             if plan.is_needed:
@@ -123,13 +123,22 @@ async def _restore_log(settings: Settings, backup: Path, *, is_sure: bool) -> No
     with prepared(path, LOG, backup) as replacement:
         async with _opened(settings, replacement.copy) as copy:
             _refuse_damaged(await copy.verify(), backup)
-            _say(f"{backup} takes the place of {path}, which is moved aside")
+            _say(_place_line(backup, path))
             for line in await _lost(settings, path, copy):
                 _say(line)
         confirm("Put the log back so?", is_sure=is_sure)
         _put(replacement)
     _say(
         "run the apps: one whose store knows more than the log is refused, and `everlog restore APP` shows what going on would mean"
+    )
+
+
+def _place_line(backup: Path, path: Path) -> str:
+    """Say where the backup is put, and what becomes of what is there."""
+    return (
+        f"{backup} takes the place of {path}, which is moved aside"
+        if path.exists()
+        else f"{backup} is put at {path}, where nothing is"
     )
 
 
