@@ -116,3 +116,19 @@ def test_a_field_of_delivery_stands_there_with_its_default(field: dataclasses.Fi
     default: object = "{}" if field.default is dataclasses.MISSING else field.default
     shown = f'"{default}"' if isinstance(default, str) and default != "{}" else str(default)
     assert rows("Handlers")[field.name][0] == f"`{shown}`"
+
+
+@pytest.mark.parametrize("word", rows("Words in messages"))
+def test_a_word_that_is_explained_is_in_a_message_or_on_a_page_for_users(word: str) -> None:
+    root = Path(__file__).parents[2]
+    texts = [literal for path in (root / "src").rglob("*.py") for literal in re.findall(r'f?"([^"\n]{12,})"', path.read_text())]
+    pages = [
+        (root / "docs/operations.md").read_text(),
+        (root / "README.md").read_text(),
+        REFERENCE.partition("\n## Words in messages\n")[0],
+    ]
+    assert any(re.search(rf"\b{word}s?\b", text) for text in [*texts, *pages])
+
+
+def test_all_words_of_messages_that_nobody_can_know_are_explained() -> None:
+    assert {"slot", "lease", "generation", "landmark", "chunk", "bell", "turn", "outbox"} <= rows("Words in messages").keys()
