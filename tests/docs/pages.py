@@ -5,7 +5,7 @@
 - ```` ```console ````: what stands behind `$ ` is typed into one bash, in which `&` and `kill %1` work. It has to end with 0, or with what
   `# exits with N` says. The lines below it have to come, in their order, within a quarter of a minute; `…` in a line stands for anything.
 - ```` ```sh ```` runs as well, unless `<!-- not run: why -->` stands above it: then its syntax, and each `everlog` in it, are checked.
-- ```` ```json ````, `toml` and `ini` have to be well-formed; `text` and `mermaid` are for people.
+- ```` ```json ````, `toml` and `ini` have to be well-formed; `text` is for people.
 
 `pip install` does nothing: the packages are here. Port 8000 is replaced by a free one.
 """
@@ -34,7 +34,7 @@ from tests.docs.test_reference import COMMANDS
 import everlog
 
 PATIENCE_S = 15.0
-LANGUAGES = {"python", "console", "sh", "json", "toml", "ini", "text", "mermaid"}
+LANGUAGES = {"python", "console", "sh", "json", "toml", "ini", "text"}
 _FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _END = "everlog-page-end"
 
