@@ -35,7 +35,7 @@ demo: .venv/.installed
 # A warning is an error: mkdocs.yml says `strict`.
 docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
-	@echo "open site/index.html"
+	@echo "open site/index.html; its search needs a server: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 # A browser for the test of the web example. Where a missing one fails the tests, it is installed; elsewhere that test is skipped.
 browser:
