@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from everlog.appending import Append
 from everlog.drivers.sqlite.bell import Bell
 from everlog.drivers.sqlite.database import Database, Group
-from everlog.logs.sqlite.jobs import Append
 from everlog.logs.sqlite.log import SqliteLog
 from everlog.logs.sqlite.retention import Deletion
 from everlog.logs.sqlite.writer import Writer

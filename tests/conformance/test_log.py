@@ -14,13 +14,13 @@ from everlog.conformance.log import LogUnderTest, cases
 @pytest.mark.parametrize("adapter", LOGS)
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 async def test_the_log_keeps_the_promise(case: Case[LogUnderTest], adapter: str, tmp_path: Path) -> None:
-    harness = LOGS[adapter](tmp_path)
-    log = await harness.open()
-    features = log.features
-    await log.aclose()
-    if not case.applies_to(features):
-        pytest.skip(f"{adapter} does not claim {case.needs}")
-    await case(harness)
+    with LOGS[adapter](tmp_path) as harness:
+        log = await harness.open()
+        features = log.features
+        await log.aclose()
+        if not case.applies_to(features):
+            pytest.skip(f"{adapter} does not claim {case.needs}")
+        await case(harness)
 
 
 def test_the_suite_has_no_two_cases_of_one_name() -> None:

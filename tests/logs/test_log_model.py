@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.conformance.adapters import LOGS
 
 from everlog.clock import Steady
+from everlog.conformance.log import LogUnderTest
 from everlog.dedupe import Seen
 from everlog.errors import RecordsGone, SequenceReused
 from everlog.log import Log, ProducerBatch, Reader, Status, TopicSpec
@@ -46,7 +48,8 @@ class LogModel(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.harness = LOGS[self.adapter](Path(self.folder.name))
+        self.stack = ExitStack()
+        self.harness = self.stack.enter_context(LOGS[self.adapter](Path(self.folder.name)))
         self.held: list[list[tuple[str, int]]] = [[] for _ in range(PARTITIONS)]
         self.gone = [0] * PARTITIONS
         self.latest_us = self.harness.clock.wall_us()
@@ -255,6 +258,7 @@ class LogModel(RuleBasedStateMachine):
         finally:
             self.run(self.log.aclose())
             self.loop.close()
+            self.stack.close()
             self.folder.cleanup()
 
     async def kept(self) -> list[list[StoredRecord]]:
@@ -315,8 +319,7 @@ def test_the_newest_record_of_each_key_is_there_whatever_is_deleted(
     spec = TopicSpec("model.newest", key="id", partitions=1, keep_s=60.0, keep_newest=True)
     where = TopicPartition(spec.name, 0)
 
-    async def run(folder: Path) -> None:
-        harness = LOGS[adapter](folder)
+    async def run(harness: LogUnderTest) -> None:
         log = await harness.open()
         await log.ensure_topic(spec)
         newest: dict[str, int] = {}
@@ -345,4 +348,5 @@ def test_the_newest_record_of_each_key_is_there_whatever_is_deleted(
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(retention, "STEP_CHUNKS", at_once)
-        asyncio.run(run(Path(folder)))
+        with LOGS[adapter](Path(folder)) as harness:
+            asyncio.run(run(harness))

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from everlog.log import Appended, ProducerBatch, TopicSpec
+from everlog.appending import Append
+from everlog.log import Appended, TopicSpec
 from everlog.logs.sqlite.retention import Deletion, GiveBack
-from everlog.record import NewRecord
-
-
-class Append(NamedTuple):
-    """One call of `append`."""
-
-    topic: str
-    records: Sequence[NewRecord]
-    producer: ProducerBatch | None
 
 
 class Limiting(NamedTuple):
@@ -35,7 +26,7 @@ Done = Appended | int | None
 def size_of(job: Job) -> int:
     """Return about how many bytes a job writes."""
     if isinstance(job, Append):
-        return sum([len(record.data) for record in job.records]) + 100 * len(job.records)
+        return job.size
     return 1_000
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 import apsw
 import msgspec
 
+from everlog.appending import Append
 from everlog.clock import Clock, Steady, to_us
 from everlog.codec import Batch
 from everlog.drivers.sqlite.database import Database, NothingStored, OutcomeUnknown
@@ -20,7 +21,7 @@ from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import FeatureMissing, LogError, LogReadOnly, PositionRefused, StartRefused, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.logs.sqlite.check import faults
-from everlog.logs.sqlite.jobs import Append, Done, Job, Limiting, is_alone, size_of
+from everlog.logs.sqlite.jobs import Done, Job, Limiting, is_alone, size_of
 from everlog.logs.sqlite.places import first_offsets, next_offsets, offsets_at, waiting
 from everlog.logs.sqlite.reader import SqliteReader
 from everlog.logs.sqlite.retention import Deletion, GiveBack, Mark, Sweep, marks_by_limits, pages_to_spare

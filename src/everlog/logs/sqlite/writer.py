@@ -5,26 +5,25 @@ Topics and steps of retention come the same way, so that one thread of a process
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count as count_from
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import apsw
 import msgspec
 
-from everlog.admission import Numbering, Once, Part, Ruling, hash_of, once_of, parts_of, rule, runs_of
+from everlog.admission import Numbering, Once, hash_of, once_of
+from everlog.appending import Append, Appending, Tail
 from everlog.clock import Steady
-from everlog.codec import MAX_CHUNK_BYTES, MAX_CHUNK_RECORDS, ProducerRun, encode_chunk, split
+from everlog.codec import encode_chunk
 from everlog.dedupe import Seen
 from everlog.drivers.sqlite.database import Group
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import EverlogError, TopicMissing
 from everlog.log import ONCE_S, Appended, Status, TopicSpec
-from everlog.logs.sqlite.jobs import Append, Done, Job, Limiting
+from everlog.logs.sqlite.jobs import Done, Job, Limiting
 from everlog.logs.sqlite.retention import Deletion, GiveBack, delete, give_back
 from everlog.logs.sqlite.tables import NEXT_OFFSET, PLACE_BITS
-from everlog.position import Offset
-from everlog.record import MAX_DATA_BYTES, NewRecord
+from everlog.record import NewRecord
 from everlog.topics import merged
 
 _SESSION_IDLE_US: Final = 7 * 86_400 * 1_000_000
@@ -53,18 +52,6 @@ class _Topic(NamedTuple):
     spec: TopicSpec
 
 
-class _Tail:
-    """A partition's records that the group has added, on their way into chunks."""
-
-    __slots__ = ("base", "keeps_newest", "records", "runs")
-
-    def __init__(self, base: int, *, keeps_newest: bool) -> None:
-        self.base = base
-        self.keeps_newest = keeps_newest
-        self.records: list[NewRecord] = []
-        self.runs: list[ProducerRun] = []
-
-
 class Writer:
     """What the writer thread remembers of the file, valid while no other process commits."""
 
@@ -82,19 +69,21 @@ class Writer:
             self._topics.clear()
             self._ends.clear()
             self._numberings.clear()
-        tails: dict[tuple[int, int], _Tail] = {}
-        touched: dict[tuple[str, int, int], bool] = {}  # producers that sent something, and whether they gave a name
+        appending = Appending(
+            lambda name, topic, part: self._numbering(connection, name, topic, part),
+            lambda place: self._end(connection, place)[0],
+        )
         results: list[Done | Exception] = []
         for job in jobs:
             try:
                 if isinstance(job, Append):
-                    results.append(self._append(connection, job, tails, touched, group.at_us))
+                    results.append(self._append(connection, job, appending, group.at_us))
                 else:
                     results.append(self._other(connection, job))
             except (EverlogError, ValueError) as refusal:  # decided before anything of the job was changed
                 results.append(refusal)
-        self._write_chunks(group, tails)
-        self._write_producers(group, touched)
+        self._write_chunks(group, appending.tails)
+        self._write_producers(group, appending.touched)
         return results
 
     def _other(self, connection: apsw.Connection, job: TopicSpec | Limiting | Deletion | GiveBack) -> int | None:
@@ -146,105 +135,28 @@ class Writer:
             connection.execute("UPDATE topic SET spec = ? WHERE id = ?", (msgspec.json.encode(spec), topic.id))
             self._topics[spec.name] = _Topic(topic.id, spec)
 
-    def _append(
-        self,
-        connection: apsw.Connection,
-        job: Append,
-        tails: dict[tuple[int, int], _Tail],
-        touched: dict[tuple[str, int, int], bool],
-        at_us: int,
-    ) -> Appended:
+    def _append(self, connection: apsw.Connection, job: Append, appending: Appending, at_us: int) -> Appended:
         topic = self._topic(connection, job.topic)
         if topic is None:
             raise TopicMissing(job.topic)
         single = once_of(job.records)
         if single is None:  # as nearly always
-            return self._store(connection, topic, job, tails, touched)
+            return appending.store(job, topic.id, topic.spec)
         once = _once(connection, topic.id, single, self._oldest_key_us)
         if once is not None:
             once.check(single, job.topic)
-            return self._known(connection, topic, job, once, touched)
-        appended = self._store(connection, topic, job, tails, touched)
+            return appending.known(job, topic.id, topic.spec, once)
+        appended = appending.store(job, topic.id, topic.spec)
         if appended.statuses == [Status.STORED]:
             row = (topic.id, single.source, single.once, hash_of(single), single.partition, appended.offsets[0], at_us)
             connection.execute("INSERT OR REPLACE INTO idempotent VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             connection.execute(_SWEEP_KEYS, (self._oldest_key_us,))  # a bounded step with each, so that they stay few
         return appended
 
-    def _store(
-        self,
-        connection: apsw.Connection,
-        topic: _Topic,
-        job: Append,
-        tails: dict[tuple[int, int], _Tail],
-        touched: dict[tuple[str, int, int], bool],
-    ) -> Appended:
-        name = job.producer.name if job.producer else ""
-        ruled: list[tuple[Part, Numbering | None, Ruling]] = []
-        for part in parts_of(topic.spec, job.records, job.producer):  # all are ruled before one is taken
-            numbering = self._numbering(connection, name, topic.id, part.partition) if name else None
-            ruled.append(
-                (part, numbering, rule(part, numbering, topic=job.topic, producer=name, max_record_bytes=MAX_DATA_BYTES))
-            )
-        count = len(job.records)
-        is_whole = all([len(ruling.store) == len(part.records) for part, _, ruling in ruled])
-        statuses = [Status.STORED if is_whole else Status.DUPLICATE] * count
-        firsts: dict[int, int] = {}
-        offsets: list[Offset | None] = [None] * count
-        errors: list[EverlogError | None] = []
-        for part, numbering, ruling in ruled:
-            if ruling.error is not None:
-                errors = errors or [None] * count
-                for index in part.indices:
-                    statuses[index], errors[index] = ruling.status, ruling.error
-            if not ruling.store:
-                continue
-            if numbering is not None and job.producer is not None:
-                numbering.take(part, ruling)
-                touched[name, topic.id, part.partition] = job.producer.named
-            place = (topic.id, part.partition)
-            tail = tails.get(place)
-            if tail is None:
-                next_offset, _ = self._end(connection, place)
-                tail = tails[place] = _Tail(next_offset, keeps_newest=topic.spec.keep_newest)
-            offset = tail.base + len(tail.records)
-            tail.runs.extend(runs_of(part, ruling.store, name))
-            if is_whole:
-                tail.records.extend(part.records)
-                firsts[part.partition] = offset
-                continue
-            for at in ruling.store:
-                tail.records.append(part.records[at])
-                index = part.indices[at]
-                statuses[index], offsets[index] = Status.STORED, Offset(offset)
-                offset += 1
-        if is_whole:  # as nearly always: one pass for all
-            nexts = {partition: count_from(first) for partition, first in firsts.items()}
-            offsets = [cast("Offset", next(nexts[record.partition])) for record in job.records]
-        return Appended(statuses, offsets, errors)
-
     @property
     def _oldest_key_us(self) -> int:
         """Since when idempotency keys count. A clock that jumps ahead has made none of them old."""
         return self._steady.wall_us() - ONCE_S * 1_000_000
-
-    def _known(
-        self,
-        connection: apsw.Connection,
-        topic: _Topic,
-        job: Append,
-        once: Once,
-        touched: dict[tuple[str, int, int], bool],
-    ) -> Appended:
-        """Answer with what was stored under the idempotency key; the number of the record is used all the same."""
-        if job.producer is not None:
-            (part,) = parts_of(topic.spec, job.records, job.producer)
-            numbering = self._numbering(connection, job.producer.name, topic.id, part.partition)
-            ruling = rule(part, numbering, topic=job.topic, producer=job.producer.name, max_record_bytes=MAX_DATA_BYTES)
-            numbering.take(part, ruling)
-            if ruling.store:
-                touched[job.producer.name, topic.id, part.partition] = job.producer.named
-        return Appended([Status.DUPLICATE], [once.offset])
 
     def _numbering(self, connection: apsw.Connection, name: str, topic: int, part: int) -> Numbering:
         known = self._numberings.get((name, topic, part))
@@ -268,19 +180,19 @@ class Writer:
             known = self._ends[place] = (next_offset, size)
         return known
 
-    def _write_chunks(self, group: Group, tails: Mapping[tuple[int, int], _Tail]) -> None:
+    def _write_chunks(self, group: Group, tails: Mapping[tuple[int, int], Tail]) -> None:
         rows: list[tuple[Any, ...]] = []
         for place, tail in tails.items():
             _, through = self._ends[place]
-            for start, stop, records, runs in _pieces(tail):
-                body = encode_chunk(records, runs, group.at_us)
+            for piece in tail.pieces():
+                body = encode_chunk(piece.records, piece.runs, group.at_us)
                 through += len(body)
-                first, last = tail.base + start, tail.base + stop - 1
-                rows.append((group.number << PLACE_BITS | len(rows), *place, first, last, group.at_us, through, body))
-            self._ends[place] = (tail.base + len(tail.records), through)
+                number = group.number << PLACE_BITS | len(rows)
+                rows.append((number, *place, piece.first, piece.last, group.at_us, through, body))
+            self._ends[place] = (tail.next_offset, through)
             if tail.keeps_newest:
-                newest = {record.key: offset for offset, record in enumerate(tail.records, tail.base) if record.key is not None}
-                group.connection.executemany(_NEWEST, [(*place, key, offset) for key, offset in newest.items()])
+                newest = tail.newest().items()
+                group.connection.executemany(_NEWEST, [(*place, key, offset) for key, offset in newest])
         if rows:
             group.connection.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             stored = sum([len(tail.records) for tail in tails.values()])
@@ -319,23 +231,3 @@ def _once(connection: apsw.Connection, topic: int, record: NewRecord, since_us: 
         (topic, record.source, record.once, since_us),
     )
     return Once(*rows[0]) if rows else None
-
-
-def _pieces(tail: _Tail) -> Iterator[tuple[int, int, Sequence[NewRecord], Sequence[ProducerRun]]]:
-    """Yield the chunks that a tail becomes: start, stop, records, and the producers' runs cut to fit."""
-    sizes = [len(record.data) for record in tail.records]
-    if len(sizes) <= MAX_CHUNK_RECORDS and sum(sizes) <= MAX_CHUNK_BYTES:
-        yield 0, len(sizes), tail.records, tail.runs
-        return
-    for start, stop in split(sizes):
-        yield start, stop, tail.records[start:stop], list(_cut(tail.runs, start, stop))
-
-
-def _cut(runs: Sequence[ProducerRun], start: int, stop: int) -> Iterator[ProducerRun]:
-    """Yield the parts of `runs` that cover the places from `start` up to, but without, `stop`."""
-    at = 0
-    for name, first, count in runs:
-        low, high = max(at, start), min(at + count, stop)
-        if low < high:
-            yield ProducerRun(name, first + low - at if name else -1, high - low)
-        at += count

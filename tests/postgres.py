@@ -1,0 +1,62 @@
+"""A PostgreSQL server for tests: schemas that are dropped, and a server's clock that a test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+from everlog.testing.clock import ManualClock
+
+
+class MovedServerClock(ManualClock):
+    """A clock that a test moves, and with it the one of the server, as the tables of one schema see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._schema: PostgresSchema | None = None
+
+    def follow(self, schema: PostgresSchema) -> None:
+        """Move the server's clock with this one from now on."""
+        self._schema = schema
+        self._tell()
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        self._tell()
+
+    def jump(self, seconds: float) -> None:
+        super().jump(seconds)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._schema is not None:
+            self._schema.run(
+                f"CREATE OR REPLACE FUNCTION now_us() RETURNS bigint LANGUAGE sql VOLATILE AS $$ SELECT {self.wall_us()}::bigint $$"
+            )
+
+
+class PostgresSchema:
+    """A schema of its own, dropped at the end."""
+
+    def __init__(self, server: str) -> None:
+        self.name = f"test_{uuid4().hex}"
+        self.server = server
+        self.url = f"{server}?{urlencode({'schema': self.name})}"
+        self._connection = psycopg.connect(server, autocommit=True)
+        self._connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.name)))
+
+    def run(self, statement: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+        """Run a statement in the schema, and return its rows."""
+        cursor = self._connection.execute(cast("Any", statement), parameters)
+        return cursor.fetchall() if cursor.description is not None else []
+
+    def drop(self) -> None:
+        """Drop it with all that it holds."""
+        self._connection.execute("SET client_min_messages TO warning")
+        self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.name)))
+        self._connection.close()
