@@ -46,8 +46,12 @@ class PostgresSchema:
     def __init__(self, server: str) -> None:
         self.name = f"test_{uuid4().hex}"
         self.server = server
-        self.url = f"{server}?{urlencode({'schema': self.name})}"
+        self.app_schema = f"{self.name}_app"
+        """Where tables of the app's own are."""
+        path = f"-csearch_path={self.app_schema}"
+        self.url = f"{server}?{urlencode({'schema': self.name, 'options': path})}"
         self._connection = psycopg.connect(server, autocommit=True)
+        self._connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.app_schema)))
         self._connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.name)))
 
     def run(self, statement: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
@@ -58,5 +62,6 @@ class PostgresSchema:
     def drop(self) -> None:
         """Drop it with all that it holds."""
         self._connection.execute("SET client_min_messages TO warning")
-        self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.name)))
+        for name in (self.name, self.app_schema):
+            self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
         self._connection.close()

@@ -34,6 +34,7 @@ from everlog.subscriptions.run import Run
 # Modules whose names are replaced: to whoever checks types, they may have any.
 log_writer: Final[Any] = import_module("everlog.logs.sqlite.writer")
 store_commit: Final[Any] = import_module("everlog.stores.sqlite.commit")
+applying: Final[Any] = import_module("everlog.rules.applying")
 store_held: Final[Any] = import_module("everlog.stores.sqlite.held")
 store_outbox: Final[Any] = import_module("everlog.stores.sqlite.outbox")
 lanes: Final[Any] = import_module("everlog.subscriptions.lane")
@@ -272,27 +273,27 @@ def _offset_reused(dice: random.Random) -> None:
 
 
 def _neighbour_undone(dice: random.Random) -> None:
-    apply = store_commit._Rows.apply
+    apply = applying.Rows.apply
 
     def undoing(self: Any, unit: Unit) -> Outcome:
         outcome: Outcome = apply(self, unit)
-        if outcome is Outcome.CONFLICT and self._changed:
-            place = next(reversed(self._changed))
-            del self._changed[place], self._rows[place]
+        if outcome is Outcome.CONFLICT and self.changed:
+            place = next(reversed(self.changed))
+            del self.changed[place], self._rows[place]
         return outcome
 
-    store_commit._Rows.apply = undoing
+    applying.Rows.apply = undoing
 
 
 def _reads_not_validated(dice: random.Random) -> None:
-    apply = store_commit._Rows.apply
+    apply = applying.Rows.apply
 
     def blindly(self: Any, unit: Unit) -> Outcome:
         unit.reads = {}
         outcome: Outcome = apply(self, unit)
         return outcome
 
-    store_commit._Rows.apply = blindly
+    applying.Rows.apply = blindly
 
 
 def _record_skipped(dice: random.Random) -> None:

@@ -15,14 +15,15 @@ from tests.conformance.stores import SqliteUnderTest
 from everlog import amount
 from everlog.conformance.cases import Broken
 from everlog.conformance.store import cases
+from everlog.drivers.process import Process
 from everlog.drivers.sqlite import backup
 from everlog.drivers.sqlite.bell import Bell
-from everlog.drivers.sqlite.process import Process
 from everlog.errors import EverlogError
 from everlog.position import Offset
+from everlog.rules import applying
+from everlog.rules.applying import Span
 from everlog.store import HeldKey, Lease, Progress, Put, Slot, Unit
 from everlog.stores.sqlite import commit, held, leases, outbox, register, rows, section, store
-from everlog.stores.sqlite.commit import Span
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 CASES = {case.name: case for case in cases()}
@@ -54,35 +55,35 @@ def no_check_at_the_relay(patch: pytest.MonkeyPatch) -> None:
 
 
 def reads_are_not_validated(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._Rows.apply
+    whole = applying.Rows.apply
 
-    def apply(self: commit._Rows, unit: Unit) -> object:
+    def apply(self: applying.Rows, unit: Unit) -> object:
         unit.reads = {}
         return whole(self, unit)
 
-    patch.setattr(commit._Rows, "apply", apply)
+    patch.setattr(applying.Rows, "apply", apply)
 
 
 def scans_are_not_validated(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(commit._Rows, "_still_shows", always(True))
+    patch.setattr(applying.Rows, "_still_shows", always(True))
 
 
 def nothing_is_put_back(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._unfinished
+    whole = applying._unfinished
 
     def unfinished(progress: Progress, _: set[Offset] | None) -> bytes:
         return whole(progress, None)
 
-    patch.setattr(commit, "_unfinished", unfinished)
+    patch.setattr(applying, "_unfinished", unfinished)
 
 
 def what_is_put_back_replaces_the_rest(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._unfinished
+    whole = applying._unfinished
 
     def unfinished(progress: Progress, put_back: set[Offset] | None) -> bytes:
         return whole(Progress(progress.where, progress.through, sorted(put_back)) if put_back else progress, None)
 
-    patch.setattr(commit, "_unfinished", unfinished)
+    patch.setattr(applying, "_unfinished", unfinished)
 
 
 def lanes_are_not_kept(patch: pytest.MonkeyPatch) -> None:
@@ -97,15 +98,15 @@ def lanes_are_not_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def half_a_unit_is_applied(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._Rows.apply
+    whole = applying.Rows.apply
 
-    def apply(self: commit._Rows, unit: Unit) -> object:
+    def apply(self: applying.Rows, unit: Unit) -> object:
         for key, write in unit.writes.items():
             if isinstance(write, Put):
-                self._changed[key] = (write.value, unit.version)
+                self.changed[key] = (write.value, unit.version)
         return whole(self, unit)
 
-    patch.setattr(commit._Rows, "apply", apply)
+    patch.setattr(applying.Rows, "apply", apply)
 
 
 def prefixes_match_half_elements(patch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def a_bool_counts_as_a_number(patch: pytest.MonkeyPatch) -> None:
     def total(value: bytes | None, added: int | float | Decimal) -> bytes | None:
         return whole(b"1" if value == b"true" else value, added)
 
-    patch.setattr(commit, "total", total)
+    patch.setattr(applying, "total", total)
 
 
 def a_silent_owner_is_replaced_too_soon(patch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def every_lease_is_clean(patch: pytest.MonkeyPatch) -> None:
 
 
 def there_is_always_room(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(commit._Held, "has_room", always(True))
+    patch.setattr(applying.Holding, "has_room", always(True))
 
 
 def an_attempt_needs_no_lease(patch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from everlog import App, Delivery, Retry, Tx
 from everlog.clock import to_datetime
 from everlog.conformance.history import Effect, History, Told
 from everlog.conformance.judge import judge
-from everlog.drivers.sqlite.process import Process, this_process
+from everlog.drivers.process import Process, this_process
 from everlog.key import partition_of
 from everlog.log import ProducerBatch, Status, TopicSpec
 from everlog.position import Offset, TopicPartition

@@ -14,7 +14,7 @@ from tests.subscriptions.world import Left, World, make_world
 
 from everlog import App, Delivery, Retry
 from everlog.conformance.store.harness import APP, LOG, SLOT, STOCK, Worker
-from everlog.drivers.sqlite.process import Process, this_process
+from everlog.drivers.process import Process, this_process
 from everlog.log import Log, ProducerBatch, Status, TopicSpec
 from everlog.logs.memory import MemoryLog
 from everlog.logs.sqlite import open_log

@@ -297,6 +297,17 @@ async def test_a_table_of_ones_own_does_all_that_a_table_can() -> None:
         assert await store.verify() == []
 
 
+async def test_a_column_of_any_type_gives_back_what_was_put_in() -> None:
+    values = (None, 0, -(2**63), 2**63 - 1, 1.5, float("inf"), "", "ü\0'", b"", b"\x00\xff")
+    async with opened(None) as store, piece(store) as section:
+        await section.execute("CREATE TABLE anything (place INTEGER PRIMARY KEY, what ANY) STRICT", ())
+        for place, value in enumerate(values):
+            await section.execute("INSERT INTO anything VALUES (?, ?)", (place, value))
+        rows = await section.execute("SELECT what FROM anything ORDER BY place", ())
+        assert [row[0] for row in rows] == list(values)
+        assert [type(row[0]) for row in rows] == [type(value) for value in values]
+
+
 # ---- the others ----
 
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from everlog.position import Offset, TopicPartition
 from everlog.record import NewRecord, StoredRecord
+from everlog.rules import applying
 from everlog.store import (
     Add,
     AppSpec,
@@ -316,29 +317,29 @@ def _no_epoch_check(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_validation(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._Rows.apply
+    whole = applying.Rows.apply
 
-    def apply(self: commit._Rows, unit: Unit) -> Outcome:
+    def apply(self: applying.Rows, unit: Unit) -> Outcome:
         unit.reads, unit.scans = {}, []
         return whole(self, unit)
 
-    patch.setattr(commit._Rows, "apply", apply)
+    patch.setattr(applying.Rows, "apply", apply)
 
 
 def _nothing_put_back(patch: pytest.MonkeyPatch) -> None:
-    whole = commit._unfinished
+    whole = applying._unfinished
 
     def unfinished(progress: Progress, _: set[Offset] | None) -> bytes:
         return whole(progress, None)
 
-    patch.setattr(commit, "_unfinished", unfinished)
+    patch.setattr(applying, "_unfinished", unfinished)
 
 
 def _room_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     def has_room(*_: object) -> bool:
         return True
 
-    patch.setattr(commit._Held, "has_room", has_room)
+    patch.setattr(applying.Holding, "has_room", has_room)
 
 
 @pytest.mark.parametrize("plant", [_no_epoch_check, _no_validation, _nothing_put_back, _room_is_not_looked_at])

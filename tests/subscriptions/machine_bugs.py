@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from everlog.codec import Chunk
 from everlog.errors import EverlogError
 from everlog.log import Status
+from everlog.rules import applying
 from everlog.store import Emitted, Lease, OutboxRow, Outcome, Progress, Slot, SlotState, Unit
 from everlog.stores.sqlite import commit
 from everlog.stores.sqlite import leases as leases_of
@@ -59,13 +60,13 @@ def parked_key_overtaken(patch: pytest.MonkeyPatch) -> None:
 
 def reads_not_validated(patch: pytest.MonkeyPatch) -> None:
     """Break that state is serializable: a row that changed after it was read is written all the same."""
-    apply = commit._Rows.apply
+    apply = applying.Rows.apply
 
-    def trusting(self: commit._Rows, unit: Unit) -> Outcome:
+    def trusting(self: applying.Rows, unit: Unit) -> Outcome:
         unit.reads, unit.scans = {}, []
         return apply(self, unit)
 
-    patch.setattr(commit._Rows, "apply", trusting)
+    patch.setattr(applying.Rows, "apply", trusting)
 
 
 def progress_before_effects(patch: pytest.MonkeyPatch) -> None:
@@ -128,25 +129,25 @@ def epoch_checked_before_the_transaction(patch: pytest.MonkeyPatch) -> None:
 
 def failed_unit_takes_another_along(patch: pytest.MonkeyPatch) -> None:
     """Break that a unit which is not applied leaves its neighbours in the group as they are."""
-    apply = commit._Rows.apply
+    apply = applying.Rows.apply
 
-    def clumsy(self: commit._Rows, unit: Unit) -> Outcome:
+    def clumsy(self: applying.Rows, unit: Unit) -> Outcome:
         outcome = apply(self, unit)
         if outcome is not Outcome.COMMITTED:
-            self._changed.clear()
+            self.changed.clear()
         return outcome
 
-    patch.setattr(commit._Rows, "apply", clumsy)
+    patch.setattr(applying.Rows, "apply", clumsy)
 
 
 def put_back_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Break that the record of a unit which was not applied stays unfinished."""
-    unfinished = commit._unfinished
+    unfinished = applying._unfinished
 
     def forgetful(progress: Progress, _: object) -> bytes:
         return unfinished(progress, None)
 
-    patch.setattr(commit, "_unfinished", forgetful)
+    patch.setattr(applying, "_unfinished", forgetful)
 
 
 def copies_dropped_with_the_first(patch: pytest.MonkeyPatch) -> None:

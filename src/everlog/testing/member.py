@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import apsw
 
 from everlog.clock import Clock
-from everlog.drivers.sqlite.process import Deaths
+from everlog.drivers.process import Deaths
 from everlog.errors import EverlogError, StoreError, StoreReadOnly
 from everlog.position import Offset
 from everlog.store import Held, Lease, OutboxRow, Outcome, ParkedKey, Progress, Slot, StateKey, Unit

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from everlog.drivers.sqlite.process import Process, is_dead, this_process
+from everlog.drivers.process import Process, is_dead, this_process
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="start times and namespaces are of Linux")
 

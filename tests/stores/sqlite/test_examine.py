@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from everlog.clock import SystemClock
-from everlog.drivers.sqlite.process import Process, this_process
+from everlog.drivers.process import Process, this_process
 from everlog.finding import Finding, Level
 from everlog.store import AppSpec, Slot, SubscriptionSpec
 from everlog.stores.sqlite import SqliteStore, examine_store

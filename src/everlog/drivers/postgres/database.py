@@ -74,6 +74,8 @@ class Database:
         self.bell = Bell(place.conninfo, place.channel)
         self.told: Callable[[float], None] | None = None
         """Is told how long each transaction took, in seconds."""
+        self.app_path = ""
+        """The `search_path` of this role: where the tables of the app's own are."""
         self._writing: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -95,9 +97,21 @@ class Database:
         await self._pool.open()
 
     async def _configure(self, connection: Connection) -> None:
-        path = sql.SQL("SET search_path TO {}").format(sql.Identifier(self.place.schema))
-        await connection.execute(path)
-        await connection.execute(_END_IDLE)
+        if not self.app_path:
+            ((self.app_path,),) = await (await connection.execute("SHOW search_path")).fetchall()
+        await connection.execute(self._settings())
+
+    def _settings(self) -> sql.Composed:
+        path = sql.SQL("SET search_path TO {}; ").format(sql.Identifier(self.place.schema))
+        return path + sql.SQL(_END_IDLE)
+
+    def prepare(self, connection: psycopg.Connection[Any]) -> None:
+        """Set up a connection of somebody's own."""
+        connection.execute(self._settings())
+
+    async def make_clean(self, connection: Connection) -> None:
+        """Set a connection back to what it was when it was opened, after statements that are not ours."""
+        await connection.execute(sql.SQL("RESET ALL; ") + self._settings())
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:

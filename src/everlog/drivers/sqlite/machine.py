@@ -10,7 +10,7 @@ from typing import Final
 import apsw
 
 from everlog.clock import Clock
-from everlog.drivers.sqlite.process import this_process
+from everlog.drivers.process import this_process
 from everlog.finding import MACHINE, Finding, Level
 
 FIRST_SAFE: Final = (3, 51, 3)

@@ -9,8 +9,8 @@ from uuid import UUID
 import apsw
 
 from everlog.clock import Clock
+from everlog.drivers.process import Process, is_dead, this_process
 from everlog.drivers.sqlite.examine import Subject, examine
-from everlog.drivers.sqlite.process import Process, is_dead, this_process
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.finding import Examined, Finding, Judgement, Level
 from everlog.stores.sqlite.tables import STORE

@@ -10,30 +10,17 @@ to take it, which changes the row; so the old owner can go on for as long as nob
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import apsw
 import msgspec
 
-from everlog.drivers.sqlite.process import Process, is_dead
+from everlog.drivers.members import VERSION_BITS, Membership, able
+from everlog.drivers.process import Process, is_dead
 from everlog.drivers.sqlite.rows import first_of, rows_of
 from everlog.errors import LeaseLost, StoreError
 from everlog.store import RELAY, Attempt, Joined, Lease, Slot, Survey
-
-_VERSIONS_EACH = 40  # bits: a member numbers its units within 2⁴⁰ of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """What a member tells the store of itself."""
-
-    number: int
-    process: Process
-    handles: Mapping[str, Sequence[str]]
-    """Subscription → types."""
-    paused: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Subscription → why it is paused there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,7 @@ def join(connection: apsw.Connection, process: Process, handles: Mapping[str, Se
     connection.executemany("DELETE FROM member WHERE number = ?", gone)
     number: int = first_of(connection, "UPDATE meta SET next_member = next_member + 1 RETURNING next_member - 1")
     beat(connection, Membership(number, process, handles), now)
-    return Joined(number, number << _VERSIONS_EACH)
+    return Joined(number, number << VERSION_BITS)
 
 
 def beat(connection: apsw.Connection, member: Membership, now: Now) -> None:
@@ -90,19 +77,6 @@ def survey(connection: apsw.Connection, subscription: str, me: Membership | None
         able({number: handles[subscription] for number, handles in live.items() if subscription in handles}),
         {slot: member if member in live else None for slot, member in slots},
     )
-
-
-def able(types_of: Mapping[int, Sequence[str]]) -> Sequence[int]:
-    """Return the members that may work on a subscription, ascending.
-
-    Those whose types no other member's exceed; where such members differ, those that agree with the newest of them.
-
-    Args:
-        types_of: What each member handles.
-    """
-    sets = {number: frozenset(types) for number, types in types_of.items()}
-    largest = [number for number, own in sets.items() if not any(own < other for other in sets.values())]
-    return sorted(number for number in sets if sets[number] == sets[max(largest)])
 
 
 def processes(connection: apsw.Connection) -> Sequence[Process]:

@@ -8,9 +8,10 @@ import apsw
 import msgspec
 
 from everlog.drivers.sqlite.rows import rows_of
+from everlog.rules.applying import span_of
+from everlog.rules.names import Names
 from everlog.store import StateKey, Versioned
-from everlog.stores.sqlite.commit import SCAN, span_of
-from everlog.stores.sqlite.names import Names
+from everlog.stores.sqlite.commit import SCAN
 
 _ROW = "SELECT value, version FROM state WHERE subscription = ? AND generation = ? AND state = ? AND key = ?"
 

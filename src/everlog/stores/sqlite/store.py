@@ -18,11 +18,13 @@ import apsw
 import msgspec
 
 from everlog.clock import Clock
+from everlog.drivers.members import Membership
+from everlog.drivers.process import Deaths, this_process
 from everlog.drivers.sqlite.database import Database, Group, NothingStored, OutcomeUnknown
-from everlog.drivers.sqlite.process import Deaths, this_process
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.errors import Closed, EverlogError, FileDamaged, StoreError, StoreReadOnly
 from everlog.position import Offset, TopicPartition
+from everlog.rules.names import Names
 from everlog.store import (
     RELAY,
     Again,
@@ -57,7 +59,7 @@ from everlog.stores.sqlite import held, leases, outbox, register, rows
 from everlog.stores.sqlite.again import collect, has_former, muted_of, start_again
 from everlog.stores.sqlite.check import problems
 from everlog.stores.sqlite.commit import commit
-from everlog.stores.sqlite.names import Names, names
+from everlog.stores.sqlite.names import names
 from everlog.stores.sqlite.section import SqliteSection
 from everlog.stores.sqlite.tables import STORE
 
@@ -118,7 +120,7 @@ class SqliteStore:
         self._clock = clock
         self._lease_s = lease_s
         self._process = this_process()
-        self._member: leases.Membership | None = None
+        self._member: Membership | None = None
         self._alive_s = 0.0
         self._turned_s = 0.0
         self._strokes = 0
@@ -172,7 +174,7 @@ class SqliteStore:
         self._alive_s = alive_s
         self.turned()
         joined = await self._write(lambda connection: leases.join(connection, self._process, subscriptions, self._now()))
-        self._member = leases.Membership(joined.member, self._process, subscriptions)
+        self._member = Membership(joined.member, self._process, subscriptions)
         return joined
 
     async def pause(self, subscription: str, reason: str | None) -> None:
