@@ -32,7 +32,7 @@ from demo_processes import CommandFailed
 from demo_run import DemoFailed, Plan, Run
 from demo_summary import summary
 from demo_view import LiveView, Picture, PlainView, Service, View
-from everlog import App, Client
+from everlog import App, Client, Settings
 from files import read_articles, read_orders
 from forecast import demands, forecast, scores
 from inventory import inventory, stock
@@ -111,6 +111,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="a short run with all three acts")
     parser.add_argument("--plain", action="store_true", help="lines instead of a table, also in a terminal")
     parser.add_argument("--picture", type=Path, help="keep the screen while a service is killed, as an SVG")
+    parser.add_argument("--log-url", help="where the log is; a file in the folder by default")
+    parser.add_argument("--store-url", help="where each service's store is, with {app} for its name; a file in the folder by default")
     parser.add_argument("--folder", type=Path, help="where to leave everything; build/demo-TIME by default")
     return parser.parse_args(words)
 
@@ -128,7 +130,12 @@ async def perform(options: argparse.Namespace) -> bool:
     view: View = PlainView(picture) if options.plain or not sys.stdout.isatty() else LiveView(picture)
     if options.picture:
         view = PictureView(picture, view, options.picture.resolve())
-    run = Run(plan, folder, orders, poison, Judge(orders, bursts(real, plan.bursts)), view, picture)
+    settings = Settings(
+        log_url=options.log_url or f"sqlite:{folder}/.everlog/log.db",
+        store_url=options.store_url or f"sqlite:{folder}/.everlog/{{app}}.db",
+    )
+    judge = Judge(orders, bursts(real, plan.bursts))
+    run = Run(plan, folder, settings, orders=orders, poison=poison, judge=judge, view=view, picture=picture)
     listen_to_signals(run)
     try:
         return await play(run)

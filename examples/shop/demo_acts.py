@@ -84,6 +84,7 @@ async def kill_inventory(run: Run, client: Client) -> None:
     run.view.headline("act 1 of 3: kill -9 of inventory")
     await run.until_up(NEEDED)
     with run.hands.off(NEEDED):
+        await run.until(lambda: run.is_level("inventory"), "inventory to know the catalogue")
         if not await orders_begin(run) and run.hands.done:
             run.view.say("nothing is left to be interrupted after what you did: no act 1")
             return
@@ -114,15 +115,20 @@ async def orders_begin(run: Run) -> bool:
 async def committed(run: Run, client: Client) -> set[str]:
     """Return the orders that inventory has answered for good: in the log, or still in its outbox.
 
-    Read from a copy of its store, so that the service finds its files as the kill left them.
+    Files are read from a copy of them, so that the service finds its own as the kill left them.
     """
+    unsent = await read_unsent(inventory, _copied(run) if run.settings.store_url.startswith("sqlite:") else run.settings)
+    sent = await read_facts(client, StockReserved, StockRefused)
+    return {fact.order.id for fact in sent} | {msgspec.json.decode(data)["order"]["id"] for data in unsent if b'"order"' in data}
+
+
+def _copied(run: Run) -> Settings:
+    """Copy the files of inventory's store, and say where the copy is."""
     copy = run.folder / "store-after-the-kill"
     copy.mkdir()
     for file in (run.folder / ".everlog").glob("inventory.db*"):
         shutil.copy(file, copy)
-    unsent = await read_unsent(inventory, Settings(store_url=f"sqlite:{copy}/{{app}}.db"))
-    sent = await read_facts(client, StockReserved, StockRefused)
-    return {fact.order.id for fact in sent} | {msgspec.json.decode(data)["order"]["id"] for data in unsent if b'"order"' in data}
+    return Settings(store_url=f"sqlite:{copy}/{{app}}.db")
 
 
 async def poison_and_cure(run: Run) -> None:

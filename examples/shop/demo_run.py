@@ -79,7 +79,16 @@ class Run:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, orders: Sequence[OrderPlaced], poison: Poison, judge: Judge, view: View, picture: Picture
+        self,
+        plan: Plan,
+        folder: Path,
+        settings: Settings,
+        *,
+        orders: Sequence[OrderPlaced],
+        poison: Poison,
+        judge: Judge,
+        view: View,
+        picture: Picture,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -88,8 +97,9 @@ class Run:
         self.judge = judge
         self.view = view
         self.picture = picture
-        self.settings = Settings(log_url=f"sqlite:{folder}/.everlog/log.db", store_url=f"sqlite:{folder}/.everlog/{{app}}.db")
-        self.processes = Processes(folder, {"SHOP_SIDE_FILE": str(folder / SIDE_FILE)})
+        self.settings = settings
+        urls = {"EVERLOG_LOG_URL": settings.log_url, "EVERLOG_STORE_URL": settings.store_url}
+        self.processes = Processes(folder, {"SHOP_SIDE_FILE": str(folder / SIDE_FILE), **urls})
         self.hands = Hands(self.processes, picture, view, self.start, self.quit)
         self.total = len(orders)
         self.kill: Kill | None = None
@@ -242,6 +252,11 @@ class Run:
         """Return a number of inventory's newest report."""
         lag = self.lags.get("inventory")
         return getattr(lag.report, number) if lag is not None else 0
+
+    def is_level(self, name: str) -> bool:
+        """Tell whether a service has reported that it keeps up."""
+        service = self.picture.services[name]
+        return service.has_reported and service.lag <= LEVEL_S * self.plan.speed
 
     @property
     def unanswered(self) -> int:
