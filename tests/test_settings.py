@@ -87,3 +87,7 @@ async def test_an_unknown_scheme_is_refused_without_its_password() -> None:
     with pytest.raises(UnknownAdapter, match="sqlite:") as store_error:
         await open_store(settings, "app", clock=SystemClock())
     assert "secret" not in f"{log_error.value}{store_error.value}"
+
+
+def test_where_this_projects_tests_find_their_servers_is_no_setting() -> None:
+    assert Settings().from_env({"EVERLOG_TEST_POSTGRES": "postgresql://app@127.0.0.1/app"}) == Settings()

@@ -112,7 +112,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="lines instead of a table, also in a terminal")
     parser.add_argument("--picture", type=Path, help="keep the screen while a service is killed, as an SVG")
     parser.add_argument("--log-url", help="where the log is; a file in the folder by default")
-    parser.add_argument("--store-url", help="where each service's store is, with {app} for its name; a file in the folder by default")
+    parser.add_argument(
+        "--store-url", help="where each service's store is, with {app} for its name; a file in the folder by default"
+    )
     parser.add_argument("--folder", type=Path, help="where to leave everything; build/demo-TIME by default")
     return parser.parse_args(words)
 

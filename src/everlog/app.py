@@ -6,14 +6,15 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 from typing_extensions import TypeVar as DefaultTypeVar
 
+from everlog.blocking import BlockingClient
 from everlog.client import Client
 from everlog.clock import SystemClock
 from everlog.contracts.event import AnyEvent
-from everlog.errors import DeclarationError, FeatureMissing
+from everlog.errors import DeclarationError
 from everlog.observe import Meters
 from everlog.observe.tracing import tracing
 from everlog.settings import Settings
@@ -221,6 +222,7 @@ class App(Generic[R]):
         self._lifespan = lifespan
         self._main: Subscription[R] = Subscription(name, name, delivery)
         self._others: dict[str, Subscription[R]] = {}
+        self._stager = BlockingClient(self, None, closes_at_exit=True)
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
@@ -336,6 +338,7 @@ class App(Generic[R]):
             FileError: The log's file cannot be used.
         """
         from everlog.runtime import opened_log  # the engine and asyncio cost 60 ms: whoever only declares an app does without
+        from everlog.staging import Staging
 
         chosen = settings if settings is not None else Settings().from_env()
         clock = SystemClock()
@@ -343,12 +346,14 @@ class App(Generic[R]):
         topics = self.declaration().topics if has_handlers else ()
         async with (
             opened_log(chosen, clock, topics) as log,
+            Staging(self.name, log, chosen, clock) as staging,
             Client(
                 log,
                 source=self.name,
                 clock=clock,
                 create_topics=chosen.create_topics,
                 tracing=tracing() if chosen.tracing else None,
+                staging=staging,
             ) as client,
         ):
             yield client
@@ -368,12 +373,21 @@ class App(Generic[R]):
 
         await run_apps([self.declaration()], settings if settings is not None else Settings().from_env(), meters=meters)
 
-    def stage(self, connection: object, *events: AnyEvent) -> NoReturn:  # noqa: ARG002 the signature stands, for stores that honour it
-        """Put events into the transaction of a connection to the app's own database.
+    def stage(self, connection: object, *events: AnyEvent) -> None:
+        """Put events into the transaction of a connection to the database that the app's store is in: they are sent once *you* commit.
+
+        For code that does not await: Django, SQLAlchemy's Session, psycopg's Connection; from any thread. The first call in a process opens
+        the log and the store that the environment names, and sends from then on what is committed, in a thread of its own, beside the
+        workers of the app.
+
+        Args:
+            connection: Its transaction has begun: `django.db.connection` inside `transaction.atomic()`, a session or connection of SQLAlchemy,
+                a connection of psycopg.
+            events: Instances of classes that were given to a topic.
 
         Raises:
+            EventRefused: An event breaks its contract; names the field. Nothing was changed.
             FeatureMissing: The store is not in a database that the app shares.
+            StoreError: No transaction, or one of another database. Roll it back.
         """
-        raise FeatureMissing(
-            "App.stage", adapter="this store", instead="publish after your commit, or keep your rows in handlers"
-        )
+        self._stager.open().stage(connection, events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterator, Mapping
+from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -48,7 +48,8 @@ class BlockingClient:
     Made by `everlog.blocking`. Calls of several threads leave together, as those of several tasks do.
     """
 
-    def __init__(self, app: App[Any], settings: Settings | None) -> None:
+    def __init__(self, app: App[Any], settings: Settings | None, *, closes_at_exit: bool = False) -> None:
+        self._closes_at_exit = closes_at_exit
         self._app = app
         self._settings = settings
         self._thread: Thread | None = None
@@ -98,6 +99,10 @@ class BlockingClient:
         thread.start()
         opened.result()
         self._process, self._thread = os.getpid(), thread
+        if self._closes_at_exit:
+            import atexit
+
+            atexit.register(self.close)
 
     def close(self) -> None:
         """Finish, and let go of the log. Idempotent; calls that other threads have under way are told `Closed`."""
@@ -195,6 +200,12 @@ class BlockingClient:
         """
         client = self._check_open()
         return self._records(client, types, {"start": start, "after": after, "key": key}, timeout_s)
+
+    def stage(self, connection: object, events: Sequence[AnyEvent]) -> None:
+        """Put events into a transaction of the app's own. Arguments and errors are those of `App.stage`, and `Closed` as `publish`."""
+        client = self._check_open()
+        store, emits = self._call(client.staged(events))
+        store.stage_blocking(connection, emits)  # here: the connection belongs to this thread
 
     def _records(
         self, client: Client, types: tuple[type[Any], ...], options: dict[str, Any], timeout_s: float | None

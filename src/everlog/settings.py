@@ -74,13 +74,15 @@ class Settings:
         for variable, text in environ.items():
             field = known.get(variable)
             if field is None:
-                if variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
+                if variable.startswith(_PREFIX) and not variable.startswith(_OF_TESTS) and variable not in _OTHER_VARIABLES:
                     raise StartRefused(f"{variable} names no setting: expected one of {', '.join(sorted(known))}")
                 continue
             changes[field.name] = _parsed(variable, text, field.default)
         return dataclasses.replace(self, **changes)
 
 
+_OF_TESTS: Final = "EVERLOG_TEST_"
+"""Names where this project's own tests find their servers."""
 _OTHER_VARIABLES: Final = frozenset({"EVERLOG_REQUIRE_SERVERS", "EVERLOG_WORKER"})
 
 

@@ -726,6 +726,23 @@ class Store(Protocol):
         """Return rows with an id above `after`, by id, those refused and those behind them left out."""
         ...
 
+    async def stage(self, connection: object, emits: Sequence[Emitted]) -> None:
+        """Put events into the transaction of a connection that is awaited: they are sent once that is committed.
+
+        Args:
+            connection: To the database that the store is in: whose transaction it is begins and ends it.
+            emits: What; of one key they are sent in this order.
+
+        Raises:
+            StoreError: It is no such connection, or in no transaction. Nothing may be committed with it.
+            FeatureMissing: `features.within` is ``False``.
+        """
+        ...
+
+    def stage_blocking(self, connection: object, emits: Sequence[Emitted]) -> None:
+        """Do the same with a connection that blocks; called from any thread. Raises as `stage`."""
+        ...
+
     async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
         """Give the rows their numbers, per topic and partition in the order of their ids; remove those in `done`. One commit.
 

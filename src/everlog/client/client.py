@@ -7,7 +7,8 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, Protocol, TypeVar, overload
+from uuid import uuid4
 
 import msgspec
 
@@ -25,7 +26,21 @@ from everlog.log import Log
 from everlog.observe.tracing import Tracing
 from everlog.position import Offset, Position, TopicPartition
 from everlog.record import TRACEPARENT
+from everlog.store import Emitted, Store
 from everlog.subscriptions.context import in_handler
+
+
+class Stages(Protocol):
+    """Where events go that are committed in transactions of the app's own."""
+
+    async def store(self) -> Store:
+        """Return the store that takes them.
+
+        Raises:
+            FeatureMissing: It cannot.
+        """
+        ...
+
 
 E = TypeVar("E", bound=AnyEvent)
 E2 = TypeVar("E2", bound=AnyEvent)
@@ -44,6 +59,7 @@ class Client:
         create_topics: Make a missing topic when it is first published to or followed.
         producer: A name under which numbers go on where an earlier sender of the same events stopped; ``None``: a random one.
         tracing: Makes a span of each call of `publish`; ``None``: there are none.
+        staging: Takes events for transactions of the app's own; ``None``: there are none.
         spread: Which partition the first event without key goes to, and the next ones behind it; ``None``: anyone.
     """
 
@@ -57,7 +73,9 @@ class Client:
         producer: str | None = None,
         tracing: Tracing | None = None,
         spread: int | None = None,
+        staging: Stages | None = None,
     ) -> None:
+        self._staging = staging
         self._log = log
         self._source = source
         self._clock = clock
@@ -106,7 +124,9 @@ class Client:
             headers: CloudEvents extensions: names of lower-case letters and digits.
             idempotency_key: Store the one event once per key within 7 days, whoever sends it under the app's name; a repeat is told where it
                 is. Its id comes from the key.
-            within: A transaction of the app's own database, to commit with.
+            within: A transaction of the app's own, in the database that its store is in: a connection of psycopg, or a session or connection
+                of SQLAlchemy, asynchronous. The events are sent once *you* have committed it, by whichever process of the app holds the
+                relay; what is published is known by its ids, and its place is not known yet.
             timeout_s: How long to wait for an answer, in seconds.
 
         Raises:
@@ -114,6 +134,7 @@ class Client:
             IdempotencyKeyReused: Another event was stored under the key. Nothing was stored.
             NotInHandler: Called inside a handler. Nothing was stored.
             FeatureMissing: The log or store cannot honour `idempotency_key` or `within`. Nothing was stored.
+            StoreError: `within` is no transaction, or belongs to another database than the store. Roll it back.
             LogReadOnly: The log takes no writes now. Nothing was stored.
             PublishUnknown: No answer in time; `retry()` is safe.
         """
@@ -149,9 +170,11 @@ class Client:
     ) -> Published:
         self._check_open()
         self._gathering.flush()
-        if within is not None:
+        if within is not None and idempotency_key is not None:
             raise FeatureMissing(
-                "publish(within=...)", adapter="this store", instead="publish after your commit, or keep your rows in handlers"
+                "publish(within=..., idempotency_key=...)",
+                adapter="a transaction of your own",
+                instead="let a unique row of yours say that it is new",
             )
         if idempotency_key is not None and not self._log.features.idempotency_keys:
             raise FeatureMissing(
@@ -162,10 +185,10 @@ class Client:
         if not events:
             raise EventRefused("expected at least one event to publish, found none")
         if self._tracing is None or (headers and TRACEPARENT in headers):  # whoever gives one says what it belongs to
-            return await self._send(events, key, headers, idempotency_key, timeout_s)
+            return await self._send(events, key, headers, idempotency_key, within, timeout_s)
         topics = {contract_of(type(event)).topic.name for event in events}
         with self._tracing.publishing(topics, len(events)) as carried:
-            return await self._send(events, key, {**carried, **(headers or {})}, idempotency_key, timeout_s)
+            return await self._send(events, key, {**carried, **(headers or {})}, idempotency_key, within, timeout_s)
 
     async def _send(
         self,
@@ -173,8 +196,13 @@ class Client:
         key: object,
         headers: Mapping[str, str] | None,
         idempotency_key: str | None,
+        within: object,
         timeout_s: float,
     ) -> Published:
+        if within is not None:
+            store, emits = await self.staged(events, key=key, headers=headers)
+            await store.stage(within, emits)
+            return self._to_come(emits)
         origin = Origin(self._source, self._clock.wall_us(), headers or None, self._next_partition)
         addressed = (
             address(events, origin, key=key) if idempotency_key is None else self._once(events, origin, key, idempotency_key)
@@ -183,6 +211,37 @@ class Client:
             if not self._publisher.is_open(target.topic):
                 await self._publisher.open(target.topic, self._ensuring(target.topic))
         return await self._publisher.send(addressed, timeout_s=timeout_s)
+
+    async def staged(
+        self, events: Sequence[AnyEvent], *, key: object = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[Store, Sequence[Emitted]]:
+        """Check events for a transaction of the app's own, and return the store that takes them. Raises as `publish`."""
+        if self._staging is None:
+            raise FeatureMissing(
+                "publish(within=...)",
+                adapter="this client",
+                instead="use the client that `app.connect()` lends, which knows the app's store",
+            )
+        store = await self._staging.store()
+        origin = Origin(self._source, self._clock.wall_us(), headers or None, self._next_partition)
+        ids = [uuid4().hex for _ in events]  # nobody knows yet under which number each is sent
+        addressed = address(events, origin, key=key, ids=ids)
+        for target in addressed:
+            if not self._publisher.is_open(target.topic):
+                await self._publisher.open(target.topic, self._ensuring(target.topic))
+        pairs = sorted(
+            [
+                (place, Emitted(target.topic.name, record))
+                for target in addressed
+                for place, record in zip(target.places, target.records, strict=True)
+            ],
+            key=lambda pair: pair[0],
+        )
+        return store, [emitted for _, emitted in pairs]
+
+    def _to_come(self, emits: Sequence[Emitted]) -> Published:
+        """Return what can be told before a transaction is committed: the ids, and no place."""
+        return Published(lambda: [str(one.record.id) for one in emits], Position(self._log.identity, {}))
 
     def _once(self, events: Sequence[AnyEvent], origin: Origin, key: object, idempotency_key: object) -> Sequence[Addressed]:
         """Return the one event as a record that is stored once."""

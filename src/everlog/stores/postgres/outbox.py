@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from everlog.drivers.postgres.database import Connection
+from everlog.drivers.postgres.guest import Row
 from everlog.position import TopicPartition
 from everlog.record import NewRecord
 from everlog.store import RELAY, Emitted, Lease, OutboxRow
@@ -68,6 +69,14 @@ async def waiting(connection: Connection, after: int, limit: int) -> Sequence[Ou
     return [_outbox_row(row) for row in await rows_of(connection, _WAITING, (after, limit))]
 
 
+def staged_rows(emits: Sequence[Emitted]) -> list[Row]:
+    """Return events as rows for a transaction of the user's own."""
+    return [
+        Row(one.topic, one.record.partition, None if one.record.key is None else key_bytes(one.record.key), _encode(one.record))
+        for one in emits
+    ]
+
+
 async def has_staged(connection: Connection) -> bool:
     """Tell whether a transaction of the user's own has left something to take."""
     return await first_of(connection, "SELECT 1 FROM staged LIMIT 1") is not None
@@ -81,11 +90,7 @@ async def take_staged(connection: Connection) -> int:
 async def emit(connection: Connection, emits: Sequence[Emitted]) -> None:
     """Put events into the outbox; the relay numbers them."""
     if emits:
-        rows = [
-            (one.topic, one.record.partition, None if one.record.key is None else key_bytes(one.record.key), _encode(one.record))
-            for one in emits
-        ]
-        await run(connection, _EMIT, columns(rows, 4))
+        await run(connection, _EMIT, columns(staged_rows(emits), 4))
 
 
 async def number(connection: Connection, lease: Lease, rows: Sequence[int], done: Sequence[int]) -> Sequence[OutboxRow]:

@@ -21,6 +21,7 @@ import psycopg
 from everlog.clock import Clock
 from everlog.drivers.members import Membership
 from everlog.drivers.postgres.database import Connection, Database, NothingStored, NotRead, OutcomeUnknown
+from everlog.drivers.postgres.guest import Staging
 from everlog.drivers.postgres.place import Place, place_of
 from everlog.drivers.process import Deaths, this_process
 from everlog.errors import Closed, FeatureMissing, StoreError, StoreReadOnly
@@ -31,6 +32,7 @@ from everlog.store import (
     Again,
     AppSpec,
     Attempt,
+    Emitted,
     Held,
     HeldKey,
     Incarnation,
@@ -71,7 +73,7 @@ T = TypeVar("T")
 
 SCHEMA: Final = "everlog_store"
 """The schema of a store whose URL names none."""
-_FEATURES: Final = StoreFeatures(durability="fsync", sql=True, within=False, shared=True, backup=False)
+_FEATURES: Final = StoreFeatures(durability="fsync", sql=True, within=True, shared=True, backup=False)
 _RESET_S: Final = 60.0
 """How long an app may take to empty its own tables before a replay."""
 _decode_offsets: Final = msgspec.msgpack.Decoder(list[Offset]).decode
@@ -112,6 +114,7 @@ class PostgresStore:
         # What another process changes of these fences whoever read by the old ones.
         self._names: Names | None = None
         self._deaths: Deaths
+        self._staging: Staging
         self.identity: UUID
         self.incarnation: int
         self.features: StoreFeatures = _FEATURES
@@ -128,6 +131,8 @@ class PostgresStore:
             self._deaths.close()
             await self._database.aclose()
             raise
+        place = self._database.place
+        self._staging = Staging(place.schema, place.channel, self.identity, place.shown)
 
     def measure(self, told: Callable[[float], None]) -> None:
         """Tell of each commit from now on, as `everlog.observe.meters.Measured` says."""
@@ -314,6 +319,12 @@ class PostgresStore:
         if await self._read(outbox.has_staged):
             await self._write(outbox.take_staged)
         return await self._read(lambda connection: outbox.waiting(connection, after, limit))
+
+    async def stage(self, connection: object, emits: Sequence[Emitted]) -> None:
+        await self._staging.put_async(connection, outbox.staged_rows(emits))
+
+    def stage_blocking(self, connection: object, emits: Sequence[Emitted]) -> None:
+        self._staging.put(connection, outbox.staged_rows(emits))
 
     async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
         return await self._write(lambda connection: outbox.number(connection, lease, rows, done))

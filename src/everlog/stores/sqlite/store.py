@@ -22,7 +22,7 @@ from everlog.drivers.members import Membership
 from everlog.drivers.process import Deaths, this_process
 from everlog.drivers.sqlite.database import Database, Group, NothingStored, OutcomeUnknown
 from everlog.drivers.sqlite.rows import rows_of
-from everlog.errors import Closed, EverlogError, FileDamaged, StoreError, StoreReadOnly
+from everlog.errors import Closed, EverlogError, FeatureMissing, FileDamaged, StoreError, StoreReadOnly
 from everlog.position import Offset, TopicPartition
 from everlog.rules.names import Names
 from everlog.store import (
@@ -30,6 +30,7 @@ from everlog.store import (
     Again,
     AppSpec,
     Attempt,
+    Emitted,
     Held,
     HeldKey,
     Incarnation,
@@ -340,6 +341,16 @@ class SqliteStore:
     async def outbox(self, *, after: int, limit: int) -> Sequence[OutboxRow]:
         with self._database.reading() as connection:
             return outbox.waiting(connection, after, limit)
+
+    async def stage(self, connection: object, emits: Sequence[Emitted]) -> None:
+        self.stage_blocking(connection, emits)
+
+    def stage_blocking(self, connection: object, emits: Sequence[Emitted]) -> None:  # noqa: ARG002 the port asks for them
+        raise FeatureMissing(
+            "publishing in a transaction of your own",
+            adapter="the SQLite store",
+            instead="use a store in the PostgreSQL database that your rows are in, or publish after your commit",
+        )
 
     async def number(self, lease: Lease, rows: Sequence[int], *, done: Sequence[int] = ()) -> Sequence[OutboxRow]:
         return await self._write(lambda connection: outbox.number(connection, lease, rows, done))
