@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test browser controls soak check format-check lint layers mypy pyright user-types format bench clean
+.PHONY: help demo docs test services services-down browser controls soak check format-check lint layers mypy pyright user-types format bench clean
 
 help:
 	@echo "make demo     run the shop: services that never learn who listens"
 	@echo "make test     run the tests"
 	@echo "make browser  look for the browser that a test drives"
+	@echo "make services start PostgreSQL and Kafka for the tests, without Docker; make services-down stops them"
 	@echo "make docs     build the documentation's site in ./site"
 	@echo "make controls seed each known bug and see that it is caught"
 	@echo "make soak     MINUTES=30: kill, stop and restart processes under load, and judge what they did (SEED=n replays)"
@@ -44,7 +45,16 @@ browser:
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
 	  else echo "no Chromium is here: install it with your system's packages, or name one in EVERLOG_CHROMIUM"; fi; }
 
+# Real servers, on loopback, under one folder. ARGS chooses: ARGS=postgres.
+services: .venv/.installed
+	@$(BIN)/python -m tests.services up $(ARGS)
+
+services-down: .venv/.installed
+	@$(BIN)/python -m tests.services down $(ARGS)
+
+# Where servers are not required, tests of one that cannot be started are skipped.
 test: .venv/.installed browser
+	@$(BIN)/python -m tests.services try
 	$(BIN)/python -m pytest $(ARGS)
 
 # Bugs that break one promise each, seeded into the processes of a short campaign: the judge has to catch every one.

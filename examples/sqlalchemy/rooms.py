@@ -1,7 +1,7 @@
 """A web application with rows of its own: each booking is committed together with the event that tells of it."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import date
 
@@ -36,7 +36,7 @@ class Wish(BaseModel):
 
 
 @asynccontextmanager
-async def lifespan(web: FastAPI) -> AsyncIterator[None]:
+async def lifespan(web: FastAPI) -> AsyncGenerator[None]:
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with rooms.connect() as client:

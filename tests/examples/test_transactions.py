@@ -35,7 +35,7 @@ def schema() -> Generator[PostgresSchema]:
     made.drop()
     with psycopg.connect(made.server, autocommit=True) as connection:
         for name in ("rooms", "cleaning", "loans", "thanks"):
-            connection.execute(f'DROP SCHEMA IF EXISTS "{made.name}_{name}" CASCADE')  # type: ignore[arg-type]
+            connection.execute(f'DROP SCHEMA IF EXISTS "{made.name}_{name}" CASCADE'.encode())
 
 
 def free_port() -> int:
@@ -101,7 +101,7 @@ def environment(schema: PostgresSchema) -> dict[str, str]:
 def counted(schema: PostgresSchema, app: str) -> dict[str, int]:
     """Return what a service has counted, by key."""
     with psycopg.connect(schema.server) as connection:
-        rows = connection.execute(f'SELECT key, value FROM "{schema.name}_{app}".state').fetchall()  # type: ignore[arg-type]
+        rows = connection.execute(f'SELECT key, value FROM "{schema.name}_{app}".state'.encode()).fetchall()
     return {json.loads(key)[0]: int(value) for key, value in rows}
 
 

@@ -77,12 +77,14 @@ async def test_rows_and_events_of_a_psycopg_transaction_are_committed_together(
     schema: PostgresSchema, settings: Settings
 ) -> None:
     async with shop(settings) as client, await psycopg.AsyncConnection.connect(schema.server) as connection:
-        insert = f"INSERT INTO {schema.app_schema}.bought VALUES (%s)"
+        insert = (
+            f"INSERT INTO {schema.app_schema}.bought VALUES (%s)".encode()
+        )  # a string that was put together is none to a type checker
         async with connection.transaction():
-            await connection.execute(insert, (1,))  # type: ignore[arg-type]
+            await connection.execute(insert, (1,))
             published = await client.publish(Placed(1), Placed(2), within=connection)
         async with connection.transaction(force_rollback=True):
-            await connection.execute(insert, (3,))  # type: ignore[arg-type]
+            await connection.execute(insert, (3,))
             await client.publish(Placed(3), within=connection)
         async with connection.transaction():
             await client.publish(Placed(4), within=connection)
@@ -156,10 +158,10 @@ async def test_a_connection_to_another_database_is_refused(
                 await client.publish(Placed(1), within=connection)
             await connection.rollback()
             # The same names in it, and another store.
-            await connection.execute(f'CREATE SCHEMA "{schema.name}"')  # type: ignore[arg-type]
-            await connection.execute(f'CREATE TABLE "{schema.name}".service AS SELECT gen_random_uuid() AS identity')  # type: ignore[arg-type]
+            await connection.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
+            await connection.execute(f'CREATE TABLE "{schema.name}".service AS SELECT gen_random_uuid() AS identity'.encode())
             await connection.execute(
-                f'CREATE TABLE "{schema.name}".staged (topic text, partition integer, key bytea, record bytea)'  # type: ignore[arg-type]
+                f'CREATE TABLE "{schema.name}".staged (topic text, partition integer, key bytea, record bytea)'.encode()
             )
             with pytest.raises(StoreError, match="another store"):
                 await client.publish(Placed(1), within=connection)
@@ -220,7 +222,7 @@ def staged_app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Generator
 def test_a_blocking_connection_of_psycopg_stages(schema: PostgresSchema, staged_app: App[None], settings: Settings) -> None:
     with psycopg.connect(schema.server) as connection:
         with connection.transaction():
-            connection.execute(f"INSERT INTO {schema.app_schema}.bought VALUES (1)")  # type: ignore[arg-type]
+            connection.execute(f"INSERT INTO {schema.app_schema}.bought VALUES (1)".encode())
             staged_app.stage(connection, Placed(1))
         with connection.transaction(force_rollback=True):
             staged_app.stage(connection, Placed(2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, LiteralString, NamedTuple, cast
+from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -56,7 +56,7 @@ class Staging:
             StoreError: It is none, it is not in a transaction, or belongs to another database. Nothing is stored with it.
         """
         if isinstance(connection, psycopg.Connection):
-            own = cast("psycopg.Connection[Any]", connection)
+            own: psycopg.Connection[Any] = connection  # pyright: ignore[reportUnknownVariableType] of any rows
             _check_psycopg(own)
 
             def run(query: str, values: Sequence[object]) -> int:
@@ -80,7 +80,7 @@ class Staging:
     async def put_async(self, connection: object, rows: Sequence[Row]) -> None:
         """Put rows into the transaction of a connection that is awaited. Raises as `put`."""
         if isinstance(connection, psycopg.AsyncConnection):
-            own = cast("psycopg.AsyncConnection[Any]", connection)
+            own: psycopg.AsyncConnection[Any] = connection  # pyright: ignore[reportUnknownVariableType] of any rows
             _check_psycopg(own)
 
             async def run(query: str, values: Sequence[object]) -> int:
