@@ -20,12 +20,14 @@ EverlogError
 ├── LogError                   the log did not do what it was asked
 │   ├── TopicMissing           the topic does not exist
 │   ├── LogReadOnly            no room or no permission; nothing was stored and reading goes on
+│   ├── LogUnreachable         the log's server does not answer; nothing is lost
 │   ├── RecordsGone            retention deleted what a reader was to read next
 │   ├── SequenceReused         a producer sent other bytes under a number that is taken
 │   ├── IdempotencyKeyReused   another event was stored under the key
 │   └── StreamConflict         the stream has moved on since it was read
 ├── StoreError                 the store did not do what it was asked
 │   ├── StoreReadOnly          no room or no permission; nothing was stored
+│   ├── StoreUnreachable       the store's server does not answer; nothing is lost
 │   └── LeaseLost              another process owns the slot now; nothing was stored
 ├── FileError                  a file of the embedded log or store cannot be used
 │   ├── FileStrange            it is not a file of Everlog, or not of the kind asked for
@@ -53,7 +55,7 @@ EverlogError
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 
 class EverlogError(Exception):
@@ -186,6 +188,12 @@ class LogReadOnly(LogError):
     retryable = True
 
 
+class LogUnreachable(LogError):
+    """It could not be read just now: the log's server does not answer. Nothing is lost."""
+
+    retryable = True
+
+
 class RecordsGone(LogError):
     """Retention deleted what a reader was to read next. It stands where it stood, and passed over nothing.
 
@@ -231,6 +239,12 @@ class StoreReadOnly(StoreError):
     retryable = True
 
 
+class StoreUnreachable(StoreError):
+    """It could not be read just now: the store's server does not answer. Nothing is lost."""
+
+    retryable = True
+
+
 class LeaseLost(StoreError):
     """Another process owns the slot now. Nothing was stored."""
 
@@ -255,6 +269,10 @@ class FileUnreadable(FileError):
     """It could not be read just now: its disk did not answer. Nothing is lost."""
 
     retryable = True
+
+
+UNREADABLE: Final = (FileUnreadable, LogUnreachable, StoreUnreachable)
+"""What could not be read just now, and is asked for again."""
 
 
 class FilePlace(FileError):

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from everlog.clock import Clock, SystemClock
 from everlog.contracts.topic import Topic
-from everlog.errors import EverlogError, FileUnreadable, LeaseLost, StoreReadOnly, WrongLog
+from everlog.errors import UNREADABLE, EverlogError, LeaseLost, StoreReadOnly, WrongLog
 from everlog.log import Log
 from everlog.observe import Meters
 from everlog.observe import meters as families
@@ -23,7 +23,7 @@ from everlog.observe.health import Vitals
 from everlog.observe.meters import Measured
 from everlog.observe.tracing import Tracing, tracing
 from everlog.position import TopicPartition
-from everlog.settings import Settings, is_missing, open_log, open_store, resolve, shown
+from everlog.settings import Settings, is_absent, open_log, open_store, resolve, shown
 from everlog.store import Landmark, Progress, Slot, Store, StoreStatus, Unit
 from everlog.subscriptions.careful import Careful
 from everlog.subscriptions.committer import Committer
@@ -286,7 +286,7 @@ class AppRuntime:
                 for slots in self._slots:
                     await slots.settle()
                 await self._answer()
-            except (StoreReadOnly, FileUnreadable) as error:  # it works on what it has, and looks again with the next stroke
+            except (StoreReadOnly, *UNREADABLE) as error:  # it works on what it has, and looks again with the next stroke
                 _logger.warning("%s: slots cannot be shared for now: %s", self._declaration.name, error)
             await self._clock.sleep(_LOOK_EVERY_S)  # one look for many commits
 
@@ -313,7 +313,7 @@ class AppRuntime:
         while True:
             try:
                 await self._report_once()
-            except FileUnreadable as error:
+            except UNREADABLE as error:
                 _logger.warning("%s: its progress is not shown for now: %s", self._declaration.name, error)
             await self._clock.sleep(REPORT_EVERY_S)
 
@@ -512,10 +512,10 @@ async def _refuse_new_log(apps: Sequence[str], settings: Settings, clock: Clock)
         WrongLog: There is none, and the store of an app has worked with one.
     """
     url = resolve(settings.log_url)
-    if not is_missing(url):
+    if not await is_absent("log", url):
         return
     for app in apps:
-        if is_missing(resolve(settings.store_url, app=app)):
+        if await is_absent("store", resolve(settings.store_url, app=app)):
             continue
         store = await open_store(settings, app, clock=clock)
         try:

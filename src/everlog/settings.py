@@ -141,6 +141,37 @@ def resolve(url: str, *, app: str = "") -> str:
     return url
 
 
+async def migrate_log(settings: Settings) -> Sequence[int] | None:
+    """Bring the tables of a log to the version of this Everlog; return the versions reached. ``None``: it has no tables that could be old.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+        EverlogError: What the adapter says.
+    """
+    return await _migrated("log", resolve(settings.log_url))
+
+
+async def migrate_store(settings: Settings, app: str) -> Sequence[int] | None:
+    """Do the same with the store of an app. Raises as `migrate_log`."""
+    return await _migrated("store", resolve(settings.store_url, app=app))
+
+
+async def _migrated(port: str, url: str) -> Sequence[int] | None:
+    migrate: Callable[[str], Awaitable[Sequence[int]]] | None = _beside_adapter(port, url, "migrate")
+    return None if migrate is None else await migrate(url)
+
+
+async def is_absent(port: str, url: str) -> bool:
+    """Tell whether nothing is at a resolved URL of a `log` or a `store`, so that opening it would make one.
+
+    Raises:
+        UnknownAdapter: No adapter answers to the URL's scheme.
+        EverlogError: What the adapter says.
+    """
+    asked: Callable[[str], Awaitable[bool]] | None = _beside_adapter(port, url, "is_missing")
+    return is_missing(url) if asked is None else await asked(url)
+
+
 def is_missing(url: str) -> bool:
     """Tell whether a resolved URL names a file that is not there, which opening it would make."""
     scheme, _, place = url.partition(":")

@@ -13,6 +13,8 @@ import psycopg
 from tests.services.place import Place, ServiceFailed, check_free
 from tests.services.server import Server, run
 
+from everlog.drivers.process import Process
+
 TOLD: Final = ("EVERLOG_TEST_POSTGRES",)
 _INSTALL_S: Final = 300.0
 _READY_S: Final = 30.0
@@ -34,6 +36,11 @@ class Postgres:
         self._folder = place.folder / "postgres"
         self._data = self._folder / "data"
         self._server = Server(place.folder, self.name)
+
+    @property
+    def process(self) -> Process | None:
+        """Its process, while it runs."""
+        return self._server.process
 
     def up(self) -> None:
         """Start it, if it does not run and answer.

@@ -65,6 +65,7 @@ class Server:
         while popen.poll() is None and time.monotonic() < until_s:
             why = is_healthy()
             if why is None:
+                popen.returncode = 0  # it outlives this process: nobody waits for it
                 return
             time.sleep(_LOOK_S)
         self.stop(signal.SIGTERM)

@@ -14,7 +14,7 @@ import typer
 from everlog.clock import SystemClock
 from everlog.errors import CommandRefused, FilePlace
 from everlog.log import Log
-from everlog.settings import Settings, open_log, open_store, resolve, shown
+from everlog.settings import Settings, is_absent, open_log, open_store, resolve, shown
 from everlog.store import Store
 
 LogUrl = Annotated[str | None, typer.Option("--log-url", metavar="URL", help="Where the log is.", show_default=False)]
@@ -84,7 +84,9 @@ async def existing_log(settings: Settings) -> AsyncGenerator[Log]:
         CommandRefused: There is none, or only the process that made it can see it.
     """
     url = resolve(settings.log_url)
-    _refuse_missing(url, f"there is no log at {shown(url)}: publish an event, run an app, or say where it is with --log-url")
+    await _refuse_missing(
+        "log", url, f"there is no log at {shown(url)}: publish an event, run an app, or say where it is with --log-url"
+    )
     log = await open_log(settings, clock=SystemClock())
     try:
         check_shared(log, url)
@@ -116,7 +118,9 @@ async def existing_store(settings: Settings, app: str, *, named: str = "") -> As
         CommandRefused: There is none, or it belongs to another app.
     """
     url = resolve(settings.store_url, app=app)
-    _refuse_missing(url, f"app {app!r} has no store at {shown(url)}: run it first, or say where its store is with --store-url")
+    await _refuse_missing(
+        "store", url, f"app {app!r} has no store at {shown(url)}: run it first, or say where its store is with --store-url"
+    )
     store = await open_store(settings, app, clock=SystemClock())
     try:
         owner = (await store.status()).app
@@ -130,14 +134,16 @@ async def existing_store(settings: Settings, app: str, *, named: str = "") -> As
         await store.aclose()
 
 
-def _refuse_missing(url: str, message: str) -> None:
+async def _refuse_missing(port: str, url: str, message: str) -> None:
     place = url.removeprefix(_SQLITE)
-    # A missing file would be made by opening it; `:memory:` is a new and empty one each time.
-    if place == url:
-        return
-    try:
-        is_there = Path(place).exists()
-    except OSError as error:
-        raise FilePlace(f"{place}: {error.strerror}: run this as its owner, or say where it is with a URL") from error
+    # What is missing would be made by opening it; `:memory:` is a new and empty one each time.
+    is_there = not await is_absent(port, url) if place == url else _is_there(Path(place))
     if not is_there:
         raise CommandRefused(message)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise FilePlace(f"{path}: {error.strerror}: run this as its owner, or say where it is with a URL") from error

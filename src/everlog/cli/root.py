@@ -12,6 +12,7 @@ from everlog.cli.backup import backup
 from everlog.cli.contracts import contracts
 from everlog.cli.doctor import doctor
 from everlog.cli.exits import CommandLine
+from everlog.cli.migrate import migrate
 from everlog.cli.parked import app as parked
 from everlog.cli.publish import publish
 from everlog.cli.restore import restore
@@ -51,6 +52,7 @@ app.command("contracts")(contracts)
 app.command("replay")(replay)
 app.command("rewind")(rewind)
 app.command("retire")(retire)
+app.command("migrate")(migrate)
 app.command("verify")(verify)
 app.command("backup")(backup)
 app.command("restore")(restore)

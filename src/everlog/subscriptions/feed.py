@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from everlog.codec import Batch
-from everlog.errors import FileUnreadable, RecordsGone
+from everlog.errors import UNREADABLE, RecordsGone
 from everlog.log import Reader
 from everlog.position import Offset, TopicPartition
 from everlog.subscriptions.declaration import Branch
@@ -109,7 +109,7 @@ class Feed:
                 batch = await self._reader.next()
             except RecordsGone as gone:
                 await self._pass_gap(gone)
-            except FileUnreadable as error:
+            except UNREADABLE as error:
                 _logger.error("%s; reading again in %g s", error, _UNREADABLE_PAUSE_S)
                 await asyncio.sleep(_UNREADABLE_PAUSE_S)
             else:

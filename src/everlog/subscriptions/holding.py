@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Final, Literal, Protocol, cast
 
-from everlog.errors import EventRefused, FileUnreadable, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
+from everlog.errors import UNREADABLE, EventRefused, HandlerExited, HandlerKilled, LeaseLost, SqlRefused, TxClosed, TxRefused
 from everlog.position import Offset, TopicPartition
 from everlog.record import StoredRecord
 from everlog.store import Attempt, Cause, Held, Hold, Outcome, Retried, Room, Skip, Unit
@@ -249,7 +249,7 @@ class Holding:
             on_their_way = lane.uncommitted  # before the look: what is committed during it may not be in the answer
             try:
                 rows = await self._store.held(lane.work.slot, lane.key)
-            except FileUnreadable as error:
+            except UNREADABLE as error:
                 _logger.error(
                     "%s: key %r waits, and is looked at again in %g s: %s", self._prefix, lane.key, _UNREADABLE_S, error
                 )

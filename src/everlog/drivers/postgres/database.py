@@ -22,8 +22,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from everlog.drivers.postgres.bell import Bell
 from everlog.drivers.postgres.place import Place
-from everlog.drivers.postgres.schema import Kind, check, create
-from everlog.errors import Closed, EverlogError, StartRefused
+from everlog.drivers.postgres.schema import Kind, check, connected, create
+from everlog.errors import Closed, EverlogError
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -83,17 +83,12 @@ class Database:
         """Connect, and make the tables where they are missing.
 
         Raises:
-            StartRefused: The server does not answer or does not let us in; or the schema is of another version or kind, or missing where this
-                role may not make one.
+            StartRefused: The server does not let us in; or the schema is of another version or kind, or missing where this role may not make one.
+            LogUnreachable, StoreUnreachable: The server does not answer.
         """
-        try:
-            async with await psycopg.AsyncConnection.connect(self.place.conninfo, autocommit=True) as connection:
-                if not await check(connection, self.place, self._kind):
-                    await create(connection, self.place, self._kind)
-        except psycopg.OperationalError as error:
-            raise StartRefused(
-                f"{self.place.shown} cannot be reached ({first_line(error)}): start the server, or name the right one with its user and password"
-            ) from error
+        async with connected(self.place, self._kind) as connection:
+            if not await check(connection, self.place, self._kind):
+                await create(connection, self.place, self._kind)
         await self._pool.open()
 
     async def _configure(self, connection: Connection) -> None:

@@ -5,7 +5,8 @@ Each schema has one table `meta`, with one row that says of what kind and versio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -13,13 +14,15 @@ import psycopg
 from psycopg import sql
 
 from everlog.drivers.postgres.place import Place
-from everlog.errors import StartRefused
+from everlog.errors import LogUnreachable, StartRefused, StoreUnreachable
 
 NOW: Final = """
 CREATE FUNCTION now_us() RETURNS bigint LANGUAGE sql VOLATILE PARALLEL SAFE AS
 $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 """
 """The time of the server, in microseconds since 1970 UTC: the one clock that all processes share."""
+_NOT_LET_IN: Final = ("authentication failed", "does not exist", "no password supplied", "pg_hba.conf", "not permitted to log in")
+"""What libpq says where waiting does not help; its errors of connecting carry no SQLSTATE."""
 _META: Final = """
 CREATE TABLE meta (kind text NOT NULL, version integer NOT NULL);
 """
@@ -44,15 +47,13 @@ class Kind:
 
 async def version_of(connection: psycopg.AsyncConnection[Any], place: Place) -> tuple[str, int] | None:
     """Return kind and version of what is in the schema; ``None`` where it holds nothing of ours."""
-    found = await (
-        await connection.execute("SELECT to_regclass(format('%%I.meta', %s::text)) IS NOT NULL", (place.schema,))
-    ).fetchone()
-    if found is None or not found[0]:
-        return None
     try:
-        row = await (
-            await connection.execute(sql.SQL("SELECT kind, version FROM {}.meta").format(sql.Identifier(place.schema)))
-        ).fetchone()
+        asked = await connection.execute("SELECT to_regclass(format('%%I.meta', %s::text)) IS NOT NULL", (place.schema,))
+        found = await asked.fetchone()
+        if found is None or not found[0]:
+            return None
+        asked = await connection.execute(sql.SQL("SELECT kind, version FROM {}.meta").format(sql.Identifier(place.schema)))
+        row = await asked.fetchone()
     except psycopg.errors.InsufficientPrivilege as error:
         raise StartRefused(
             f"{place.shown}: this role may not read what is there: let its owner run GRANT USAGE ON SCHEMA and GRANT SELECT, INSERT, UPDATE, "
@@ -120,27 +121,72 @@ async def create(connection: psycopg.AsyncConnection[Any], place: Place, kind: K
     return True
 
 
-async def migrate(connection: psycopg.AsyncConnection[Any], place: Place, kind: Kind) -> Sequence[int]:
+async def is_missing(place: Place, kind: Kind) -> bool:
+    """Tell whether nothing of ours is in the schema.
+
+    Raises:
+        StartRefused: Something else is there, or the server does not let us in.
+        LogUnreachable, StoreUnreachable: It does not answer.
+    """
+    async with connected(place, kind) as connection:
+        return not await check(connection, place, kind)
+
+
+async def migrate(place: Place, kind: Kind) -> Sequence[int]:
     """Bring the tables to the version of this Everlog, a step a transaction; make them where they are missing. Return the versions reached.
 
     Raises:
         StartRefused: They are newer, or of something else, or this role may not change them.
     """
     reached: list[int] = []
-    while True:
-        found = await version_of(connection, place)
-        if found is None:
-            await create(connection, place, kind)
-            return [kind.version]
-        name, version = found
-        if name != kind.name or version >= kind.version:
-            await check(connection, place, kind)
-            return reached
+    async with connected(place, kind) as connection:
+        while True:
+            found = await version_of(connection, place)
+            if found is None:
+                await create(connection, place, kind)
+                return [kind.version]
+            name, version = found
+            if name != kind.name or version >= kind.version:
+                await check(connection, place, kind)
+                return reached
+            if await _step(connection, place, kind, version):
+                reached.append(version + 1)
+
+
+async def _step(connection: psycopg.AsyncConnection[Any], place: Place, kind: Kind, version: int) -> bool:
+    """Go from one version to the next; tell whether this process did, and not another one at the same time."""
+    try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"everlog {place.schema}",))
-            if await version_of(connection, place) != found:
-                continue  # somebody else is at it
+            if await version_of(connection, place) != (kind.name, version):
+                return False
             await connection.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(place.schema)))
             await connection.execute(cast("Any", kind.steps[version]))
             await connection.execute("UPDATE meta SET version = %s", (version + 1,))
-        reached.append(version + 1)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StartRefused(
+            f"{place.shown}: this role may not change its tables: run `everlog migrate` with the one that owns them"
+        ) from error
+    return True
+
+
+@asynccontextmanager
+async def connected(place: Place, kind: Kind) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
+    """Lend a connection of its own.
+
+    Raises:
+        StartRefused: The server does not let us in.
+        LogUnreachable, StoreUnreachable: It does not answer, by what the place holds. It may be there later.
+    """
+    try:
+        connection = await psycopg.AsyncConnection.connect(place.conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        said = " ".join(str(error).split())
+        if any(words in said for words in _NOT_LET_IN):
+            raise StartRefused(
+                f"{place.shown} does not let us in ({said}): name the right user, password and database"
+            ) from error
+        unreachable = LogUnreachable if kind.name == "log" else StoreUnreachable
+        raise unreachable(f"{place.shown} does not answer ({said}): start the server, or name the right host and port") from error
+    async with connection:
+        yield connection

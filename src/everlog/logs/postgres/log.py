@@ -17,7 +17,7 @@ from everlog.codec import Batch
 from everlog.drivers.postgres.bell import Bell
 from everlog.drivers.postgres.database import Connection, Database, NothingStored, NotRead, OutcomeUnknown
 from everlog.drivers.postgres.place import Place, place_of
-from everlog.errors import FeatureMissing, LogError, LogReadOnly, PositionRefused, TopicMissing
+from everlog.errors import FeatureMissing, LogError, LogReadOnly, LogUnreachable, PositionRefused, TopicMissing
 from everlog.log import Appended, Backlog, Expect, Features, Log, ProducerBatch, Status, TopicSpec
 from everlog.logs.postgres import places
 from everlog.logs.postgres.check import faults
@@ -63,7 +63,8 @@ class PostgresLog:
         """Connect, once, before anything else.
 
         Raises:
-            StartRefused: The server does not answer, or the schema is not one that this can use.
+            StartRefused: The server does not let us in, or the schema is not one that this can use.
+            LogUnreachable: The server does not answer.
         """
         await self._database.open()
         self._writer.begin()
@@ -94,12 +95,12 @@ class PostgresLog:
         """Read, for readers too.
 
         Raises:
-            LogError: The server did not answer for a while.
+            LogUnreachable: The server did not answer for a while.
         """
         try:
             return await self._database.read(work, is_one_moment=is_one_moment)
         except NotRead as error:
-            raise LogError(f"{self._place.shown} cannot be read ({error}): start the server; nothing is lost") from error
+            raise LogUnreachable(f"{self._place.shown} cannot be read ({error}): start the server; nothing is lost") from error
 
     async def _rows(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
         async def read(connection: Connection) -> list[tuple[Any, ...]]:
@@ -310,7 +311,8 @@ async def open_log(url: str, *, clock: Clock) -> Log:
     """Open, or make, the log in the schema that `postgresql://…/DATABASE?schema=NAME` names; without one in `everlog`.
 
     Raises:
-        StartRefused: The URL cannot be read, the server does not answer, or the schema is not one that this can use.
+        StartRefused: The URL cannot be read, the server does not let us in, or the schema is not one that this can use.
+        LogUnreachable: The server does not answer.
     """
     log = PostgresLog(place_of(url, schema=SCHEMA), clock)
     await log.open()

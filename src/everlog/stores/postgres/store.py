@@ -24,7 +24,7 @@ from everlog.drivers.postgres.database import Connection, Database, NothingStore
 from everlog.drivers.postgres.guest import Staging
 from everlog.drivers.postgres.place import Place, place_of
 from everlog.drivers.process import Deaths, this_process
-from everlog.errors import Closed, FeatureMissing, StoreError, StoreReadOnly
+from everlog.errors import Closed, FeatureMissing, StoreError, StoreReadOnly, StoreUnreachable
 from everlog.position import Offset, TopicPartition
 from everlog.rules.names import Names
 from everlog.store import (
@@ -88,7 +88,8 @@ async def open_store(url: str, *, clock: Clock, lease_s: float = 5.0) -> Store:
         lease_s: For how long a member may be silent before others take its slots.
 
     Raises:
-        StartRefused: The URL cannot be read, the server does not answer, or the schema is not one that this can use.
+        StartRefused: The URL cannot be read, the server does not let us in, or the schema is not one that this can use.
+        StoreUnreachable: The server does not answer.
     """
     store = PostgresStore(place_of(url, schema=SCHEMA), clock=clock, lease_s=lease_s)
     await store.open()
@@ -446,7 +447,7 @@ class PostgresStore:
         try:
             return await self._database.read(work, is_one_moment=is_one_moment)
         except NotRead as error:
-            raise StoreError(
+            raise StoreUnreachable(
                 f"{self._database.place.shown} cannot be read ({error}): start the server; nothing is lost"
             ) from error
 
