@@ -30,8 +30,8 @@ class Settings:
     """How an app runs. Every field has an environment variable: `EVERLOG_` and its name in capitals.
 
     Attributes:
-        log_url: Where the log is: `sqlite:PATH`, `memory:`. A path that starts with `.everlog/` is looked for upwards.
-        store_url: Where the store is: `sqlite:PATH`, `sqlite::memory:`. `{app}` stands for the app's name.
+        log_url: Where the log is: `sqlite:PATH`, `postgresql://HOST/DATABASE?schema=NAME`, `memory:`. A path that starts with `.everlog/` is looked for upwards.
+        store_url: Where the store is: `sqlite:PATH`, `postgresql://HOST/DATABASE?schema=NAME`, `sqlite::memory:`. `{app}` stands for the app's name.
         create_topics: Make missing topics. Without it a missing topic is an error.
         lease_s: Seconds without a sign of life after which another process takes a slot over.
         grace_s: Seconds that a stop waits for handlers in flight.
