@@ -254,10 +254,22 @@ def test_what_each_process_would_have_for_itself_is_refused(shop: Path, cli: Cli
 @pytest.mark.parametrize("line", [["--debug", "run"], ["run"]])
 def test_workers_are_given_every_flag_but_those_of_the_supervisor(line: list[str]) -> None:
     root = get_command(app)
-    given = ["--log-url", "sqlite:a b.db", "--store-url=-", "--lease-s", "0.5", "--grace-s", "0", "--no-create-topics"]
+    given = ["--lease-s", "0.5", "--grace-s", "0", "--no-create-topics"]
     given += ["--new-types", "now", "--accept-new-store", "--log-level", "debug", "--no-tracing"]
-    own = ["--workers", "3", "--reload", "--metrics-port", "0", "--metrics-host", "::1"]
-    left = {"workers": 1, "reload": False, "metrics_port": None, "metrics_host": None}
+    own = [
+        "--log-url",
+        "sqlite:a b.db",
+        "--store-url=-",
+        "--workers",
+        "3",
+        "--reload",
+        "--metrics-port",
+        "0",
+        "--metrics-host",
+        "::1",
+    ]
+    # The URLs are in the environment of the workers: they may hold a password, and `ps` shows flags.
+    left = {"workers": 1, "reload": False, "metrics_port": None, "metrics_host": None, "log_url": None, "store_url": None}
     run = getattr(root, "commands")["run"]  # noqa: B009 typer has no public type for it
     parent = root.make_context("everlog", [*line, "x"])
     asked = run.make_context("run", [*given, *own, "--", "-a", "b:c"], parent=parent)

@@ -12,9 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 
+import psycopg
 import pytest
+from tests.postgres import PostgresSchema
+from tests.servers import postgres_url
 
 from contracts import OrderPlaced
+from demo_acts import LATE, SERVICES
 from demo_fraud import Judge
 from files import read_orders
 from world import bursts, with_bursts
@@ -73,9 +77,10 @@ def fraud_words(orders: Sequence[OrderPlaced], injected: Sequence[Sequence[Order
     )
 
 
-def test_the_demo_adds_up_and_prints_the_figures_of_its_input(tmp_path: Path) -> None:
+def played(folder: Path, *options: str) -> str:
+    """Play the demo, and return what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("EVERLOG_", "SHOP_"))}
-    command = [sys.executable, str(DEMO), "--fast", "--folder", str(tmp_path / "demo"), "--picture", str(tmp_path / "demo.svg")]
+    command = [sys.executable, str(DEMO), "--fast", "--folder", str(folder / "demo"), *options]
     demo = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -86,6 +91,26 @@ def test_the_demo_adds_up_and_prints_the_figures_of_its_input(tmp_path: Path) ->
         printed, _ = demo.communicate(timeout=30)
         pytest.fail(f"the demo did not end:\n{printed}")
     assert demo.returncode == 0, printed
+    return printed
+
+
+def test_the_same_shop_runs_on_postgresql(tmp_path: Path) -> None:
+    schema = PostgresSchema(postgres_url())
+    try:
+        stores = schema.url.replace(f"schema={schema.name}", f"schema={schema.name}_{{app}}")
+        printed = played(tmp_path, "--log-url", schema.url, "--store-url", stores)
+        with psycopg.connect(schema.server, autocommit=True) as connection:
+            for app in (*SERVICES, LATE):
+                connection.execute(f'DROP SCHEMA "{schema.name}_{app}" CASCADE'.encode())
+    finally:
+        schema.drop()
+    assert f"decided    {len(INPUT):,}, each exactly once" in printed
+    assert "0 lost, 0 doubled" in printed
+    assert "they add up" in printed
+
+
+def test_the_demo_adds_up_and_prints_the_figures_of_its_input(tmp_path: Path) -> None:
+    printed = played(tmp_path, "--picture", str(tmp_path / "demo.svg"))
     drawn = (tmp_path / "demo.svg").read_text()
     assert "killed" in drawn
     assert "@font-face" not in drawn, "it would ask the network"

@@ -140,7 +140,8 @@ def _supervise(context: typer.Context, settings: Settings, workers: int, *, relo
         check_installed()
     if workers > 1:
         _check_shared(settings)
-    work = Work(_worker_command(context), settings.lease_s, settings.grace_s)
+    urls = {"EVERLOG_LOG_URL": settings.log_url, "EVERLOG_STORE_URL": settings.store_url}  # not as flags: `ps` shows these
+    work = Work(_worker_command(context), settings.lease_s, settings.grace_s, urls)
 
     async def supervise() -> int:
         watched, port = Path.cwd() if reload else None, settings.metrics_port
@@ -172,6 +173,9 @@ def _check_shared(settings: Settings) -> None:
             )
 
 
+_OF_THE_SUPERVISOR = frozenset({"apps", "workers", "reload", "metrics_port", "metrics_host", "log_url", "store_url"})
+
+
 def _worker_command(context: typer.Context) -> list[str]:
     """Return what starts one worker: the same command without what makes it a supervisor. What the environment says, it inherits."""
     # -P: the current folder is on the path for the user's modules, and not before ours. -B: two versions of a file that are written within a
@@ -184,7 +188,7 @@ def _worker_command(context: typer.Context) -> list[str]:
     words.append("run")
     for parameter in context.command.params:
         name, value = parameter.name, context.params[str(parameter.name)]
-        if name in {"apps", "workers", "reload", "metrics_port", "metrics_host"} or value is None or value is False:
+        if name in _OF_THE_SUPERVISOR or value is None or value is False:
             continue
         words.append(parameter.opts[0] if value is True else f"{parameter.opts[0]}={value}")
     return [*words, "--", *context.params["apps"]]

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from everlog.cli.exits import FAILED, REFUSED, USAGE
@@ -35,11 +35,13 @@ class Work:
         command: What starts it.
         lease_s: Two of these without a sign of life are its end.
         grace_s: How long its handlers may take when it stops.
+        environment: What it is told beside what it inherits.
     """
 
     command: Sequence[str]
     lease_s: float
     grace_s: float
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Silence:
@@ -114,7 +116,12 @@ class Worker:
                 self._process = subprocess.Popen(  # noqa: S603 our own command
                     work.command,
                     stdin=subprocess.DEVNULL,
-                    env={**os.environ, **variables(number, theirs, introduces=introduces), **self._numbers_variables()},
+                    env={
+                        **os.environ,
+                        **work.environment,
+                        **variables(number, theirs, introduces=introduces),
+                        **self._numbers_variables(),
+                    },
                     pass_fds=[theirs.fileno(), *([] if self._listener is None else [self._listener.theirs.fileno()])],
                     process_group=0,
                 )
