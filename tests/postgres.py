@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
+from tests.servers import postgres_url
+from tests.services.place import Place
+from tests.services.postgres import Postgres
 
 from everlog.testing.clock import ManualClock
+
+
+@contextmanager
+def own_server() -> Generator[tuple[Postgres, str]]:
+    """Lend a server that may be killed, and the URL of its database."""
+    postgres_url()  # where it is missing, so is this one
+    folder = Path(tempfile.mkdtemp(prefix="everlog-test-"))
+    folder.chmod(0o755)  # the server's own user has to get in
+    place = Place(folder)
+    server = Postgres(place)
+    try:
+        server.up()
+        yield server, f"postgresql://app:{place.secret('postgres')}@127.0.0.1:{place.port('postgres')}/app"
+    finally:
+        server.down()
+        shutil.rmtree(folder)
+
+
+def kill(server: Postgres) -> None:
+    """Kill -9 a server, and wait until it is gone."""
+    process = server.process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    until_s = time.monotonic() + 10
+    while server.process is not None:
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
 
 
 class MovedServerClock(ManualClock):

@@ -24,9 +24,14 @@ def plan_of(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--rate", type=float, default=2_700.0, help="events published in a second; as many are emitted (2,700)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two faults, about (1)")
     parser.add_argument("--keys", type=int, default=500, help="keys that are used in ten seconds (500)")
+    parser.add_argument("--log-url", default="", help="where the log is; a file by default")
+    parser.add_argument("--store-url", default="", help="where the stores are, with {app}; files by default")
     given = parser.parse_args(arguments)
     seed = given.seed if given.seed is not None else secrets.randbelow(1_000_000)
-    return Plan(given.minutes * 60, seed, rate=given.rate, pause_s=given.pause, keys=given.keys)
+    # Named points are in the code of the files: elsewhere processes are killed at any.
+    faults = {"kill": 4, "stop": 4, "join": 1, "leave": 1, "roll": 1} if given.log_url else None
+    urls = {"log_url": given.log_url, "store_url": given.store_url}
+    return Plan(given.minutes * 60, seed, rate=given.rate, pause_s=given.pause, keys=given.keys, faults=faults, **urls)
 
 
 async def soak(plan: Plan) -> Result:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +25,9 @@ from tests.campaign.services import APPS, TOPICS
 from everlog.clock import SystemClock
 from everlog.conformance.judge import judge
 from everlog.log import Log
-from everlog.logs.sqlite import open_log
 from everlog.position import Offset, TopicPartition
+from everlog.settings import Settings, open_log, open_store
 from everlog.store import Store
-from everlog.stores.sqlite import open_store
 
 SETTLE_S: Final = 60.0
 SETTLE_WITH_A_BUG_S: Final = 8.0
@@ -39,9 +38,15 @@ class NeverSettles(AssertionError):
 
 
 class Campaign:
-    """One run. Makes its files in `folder`, which is empty."""
+    """One run.
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    Args:
+        folder: Where its files are made; empty.
+        plan: What to do.
+        server: Kills the server of log and stores, and starts it again, where the plan says so.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, server: Callable[[], Awaitable[None]] | None = None) -> None:
         self._folder = folder
         self._plan = plan
         self._dice = random.Random(plan.seed)
@@ -49,18 +54,22 @@ class Campaign:
         self._crew = Crew(folder, plan, self.result, self._dice)
         self._log: Log
         self._stores: dict[str, Store] = {}
-        self._harm = Harm(self._crew, plan, self.result, self._dice, self._stores)
+        self._harm = Harm(self._crew, plan, self.result, self._dice, self._stores, server)
 
     async def run(self) -> Result:
         """Do all of it; what broke is in the result."""
         for name in ("journals", "backups"):
             (self._folder / name).mkdir()
-        self._log = await open_log(f"sqlite:{self._folder}/log.db", clock=SystemClock())
+        settings = Settings(
+            log_url=self._plan.log_url or f"sqlite:{self._folder}/log.db",
+            store_url=self._plan.store_url or f"sqlite:{self._folder}/{{app}}.db",
+        )
+        self._log = await open_log(settings, clock=SystemClock())
         try:
             for topic in (services.orders, services.returns, services.bills):
                 await self._log.ensure_topic(topic.spec())
             for app in APPS:
-                self._stores[app] = await open_store(f"sqlite:{self._folder}/{app}.db", clock=SystemClock())
+                self._stores[app] = await open_store(settings, app, clock=SystemClock())
             await self._start()
             await (self._each_point() if self._plan.points_once else self._at_random())
             await self._settle()

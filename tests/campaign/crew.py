@@ -43,6 +43,7 @@ class Crew:
         part = Part(
             role, str(self._folder), f"{role}-{number}", number, seed=plan.seed * 1_000 + number, rate=plan.rate / PRODUCERS,
             lease_s=plan.lease_s, kill_at=kill_at, kept_behind=plan.kept_behind, keys=plan.keys, bug=plan.bug,
+            log_url=plan.log_url or f"sqlite:{self._folder}/log.db", store_urls=plan.store_url or f"sqlite:{self._folder}/{{app}}.db",
         )  # fmt: skip
         source = str(Path(everlog.__file__).parents[1])
         with (self._folder / "stderr.txt").open("ab") as errors:

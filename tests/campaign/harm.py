@@ -20,7 +20,16 @@ from everlog.store import Again, Store
 class Harm:
     """Injects one fault at a time by the dice."""
 
-    def __init__(self, crew: Crew, plan: Plan, result: Result, dice: random.Random, stores: Mapping[str, Store]) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        plan: Plan,
+        result: Result,
+        dice: random.Random,
+        stores: Mapping[str, Store],
+        server: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._server = server
         self._crew = crew
         self._plan = plan
         self._result = result
@@ -144,7 +153,15 @@ class Harm:
             await store.start_again(Again(app, after, rebuilds=True))
             self._result.survived[REPLAY] += 1
 
+    async def _kill_server(self) -> None:
+        """Kill the server of log and stores, and start it again."""
+        assert self._server is not None
+        self._result.injected[SERVER] += 1
+        await self._server()
+        self._result.survived[SERVER] += 1
 
+
+SERVER: Final = "kill -9 of the server"
 REPLAY: Final = "replay from the beginning"
 _WHAT: Final[Mapping[Role, str]] = {"producer": "producer", "billing": "worker", "shipping": "worker"}
 _FAULTS: Final[Mapping[str, Callable[[Harm], Awaitable[None]]]] = {
@@ -155,6 +172,7 @@ _FAULTS: Final[Mapping[str, Callable[[Harm], Awaitable[None]]]] = {
     "leave": Harm._leave,
     "roll": Harm._roll,
     "replay": Harm._replay,
+    "kill the server": Harm._kill_server,
 }
 _WEIGHTS: Final[Mapping[str, int]] = {"kill": 3, "kill at a point": 6, "stop": 6, "join": 1, "leave": 1, "roll": 1}
 """How often each kind is injected, for one time of the rarest. No replay: the janitor deletes what was handled."""

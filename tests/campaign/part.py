@@ -29,11 +29,12 @@ from everlog.contracts.contract import contract_of
 from everlog.errors import EventRefused, EverlogError, LogError, LogReadOnly, PublishUnknown
 from everlog.key import partition_of
 from everlog.log import Appended, Log, Status
-from everlog.logs.sqlite import open_log
+from everlog.logs.postgres.log import PostgresLog
 from everlog.logs.sqlite.log import SqliteLog
 from everlog.position import BEGINNING, Offset, Position, TopicPartition
+from everlog.settings import open_log, open_store
 from everlog.store import Lease, Slot
-from everlog.stores.sqlite import open_store
+from everlog.stores.postgres.store import PostgresStore
 from everlog.stores.sqlite.store import SqliteStore
 
 retention: Final[Any] = import_module("everlog.logs.sqlite.retention")
@@ -79,15 +80,13 @@ class Part(msgspec.Struct, frozen=True):
     lost_answers: float = 0.02
     kept_behind: int = 100
     bug: str | None = None
+    log_url: str = ""
+    store_urls: str = ""
 
     @property
-    def log_url(self) -> str:
-        """The log of all."""
-        return f"sqlite:{self.folder}/log.db"
-
-    def store_url(self, app: str) -> str:
-        """The store of a service."""
-        return f"sqlite:{self.folder}/{app}.db"
+    def settings(self) -> Settings:
+        """Where log and stores are, and how long a lease is."""
+        return Settings(log_url=self.log_url, store_url=self.store_urls, lease_s=self.lease_s, grace_s=GRACE_S)
 
     def journal(self) -> Journal:
         """Its own journal."""
@@ -112,7 +111,7 @@ async def produce(part: Part) -> None:
     """Publish events of a few kinds, alone and in batches, as fast as it may, until SIGTERM."""
     stop, journal, dice = _stopped(), part.journal(), random.Random(part.seed)
     _lose_answers(part.lost_answers, journal, random.Random(part.seed))
-    async with App("producer").connect(Settings(log_url=part.log_url)) as client:
+    async with App("producer").connect(part.settings) as client:
         say("ready")
         senders = [_Sender(part, number, client, journal, dice) for number in range(SENDERS)]
         async with asyncio.TaskGroup() as tasks:
@@ -122,9 +121,14 @@ async def produce(part: Part) -> None:
 
 def _lose_answers(share: float, journal: Journal, dice: random.Random) -> None:
     """Have answers of the log get lost on their way now and then."""
-    appended = SqliteLog._appended
+    for kind in (SqliteLog, PostgresLog):
+        _lose_answers_of(kind, share, journal, dice)
 
-    async def losing(self: SqliteLog, submitted: Any, count: int) -> Appended:
+
+def _lose_answers_of(kind: type[Any], share: float, journal: Journal, dice: random.Random) -> None:
+    appended = kind._appended
+
+    async def losing(self: Any, submitted: Any, count: int) -> Appended:
         answer: Appended = await appended(self, submitted, count)
         if dice.random() < share and answer.settled:
             journal.write(Happened("answer of the log lost"))
@@ -132,7 +136,7 @@ def _lose_answers(share: float, journal: Journal, dice: random.Random) -> None:
             return Appended([Status.UNKNOWN] * count, [None] * count, [error] * count)
         return answer
 
-    SqliteLog._appended = losing  # type: ignore[method-assign]
+    kind._appended = losing
 
 
 class _Sender:
@@ -217,16 +221,9 @@ async def work(part: Part) -> None:
 
     journal = part.journal()
     services.dice.seed(part.seed)
-    acquire = SqliteStore.acquire
-
-    async def acquired(self: SqliteStore, slot: Slot) -> Lease | None:
-        lease = await acquire(self, slot)
-        if lease is not None:
-            services.epochs[slot] = lease.epoch
-        return lease
-
-    SqliteStore.acquire = acquired  # type: ignore[method-assign]
-    settings = Settings(log_url=part.log_url, store_url=part.store_url(part.role), lease_s=part.lease_s, grace_s=GRACE_S)
+    for kind in (SqliteStore, PostgresStore):
+        _note_epochs(kind)
+    settings = part.settings
 
     async def note() -> None:
         while True:
@@ -242,13 +239,26 @@ async def work(part: Part) -> None:
         noting.cancel()
 
 
+def _note_epochs(kind: type[Any]) -> None:
+    """Have each lease that is taken known to the handlers."""
+    acquire = kind.acquire
+
+    async def acquired(self: Any, slot: Slot) -> Lease | None:
+        lease: Lease | None = await acquire(self, slot)
+        if lease is not None:
+            services.epochs[slot] = lease.epoch
+        return lease
+
+    kind.acquire = acquired
+
+
 # ---- followers ----
 
 
 async def follow(part: Part) -> None:
     """Read the whole log as it grows, and note where each event stands, until SIGTERM."""
     stop, journal = _stopped(), part.journal()
-    log = await open_log(part.log_url, clock=SystemClock())
+    log = await open_log(part.settings, clock=SystemClock())
     try:
         names = sorted({name for topics in TOPICS.values() for name in topics})
         reader = log.reader({TopicPartition(name, number): BEGINNING for name in names for number in range(services.PARTITIONS)})
@@ -305,8 +315,8 @@ def name_of(type_name: str, data: bytes) -> int:
 async def tidy(part: Part) -> None:
     """Delete what everybody has handled, and make backups of log and stores and check them, until SIGTERM."""
     stop = _stopped()
-    log = await open_log(part.log_url, clock=SystemClock())
-    stores = {app: await open_store(part.store_url(app), clock=SystemClock()) for app in APPS}
+    log = await open_log(part.settings, clock=SystemClock())
+    stores = {app: await open_store(part.settings, app, clock=SystemClock()) for app in APPS}
     target = Path(part.folder) / "backups" / part.name
     dice = random.Random(part.seed)
     say("ready")

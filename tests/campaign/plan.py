@@ -29,6 +29,7 @@ class Plan:
         points_once: Kill at each named point once, do nothing else, and end when that is done; fail after `seconds`.
         bug: Seeded into all processes.
         lease_s: Of the workers.
+        log_url, store_url: Where log and stores are, the latter with `{app}`; empty for files in the folder of the campaign.
     """
 
     seconds: float
@@ -41,6 +42,8 @@ class Plan:
     kept_behind: int = 100
     keys: int = 100
     points_once: bool = False
+    log_url: str = ""
+    store_url: str = ""
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from rich.console import Console
 from tests.campaign.bugs import BUGS
 from tests.campaign.campaign import Campaign
 from tests.campaign.controls import control
-from tests.campaign.harm import REPLAY
+from tests.campaign.harm import REPLAY, SERVER
 from tests.campaign.plan import Plan, Result, Sample
 from tests.campaign.points import POINTS
 from tests.campaign.report import grown, show
+from tests.postgres import kill, own_server
 
 SECONDS = 20.0
 
@@ -45,6 +47,32 @@ async def test_replays_under_kills_and_load_lose_double_and_reorder_nothing(tmp_
     assert [str(fault) for fault in result.faults] == []
     assert result.injected[REPLAY] >= 3
     assert result.injected == result.survived
+
+
+async def test_on_postgresql_nothing_is_lost_doubled_or_reordered_though_the_server_is_killed_too(tmp_path: Path) -> None:
+    with own_server() as (server, url):
+
+        async def again() -> None:
+            await asyncio.to_thread(kill, server)
+            await asyncio.to_thread(server.up)
+
+        faults = {"kill": 4, "stop": 4, "join": 1, "leave": 1, "roll": 1, "kill the server": 1}
+        plan = Plan(
+            20.0,
+            seed=9,
+            rate=600.0,
+            pause_s=0.4,
+            faults=faults,
+            lease_s=1.0,
+            log_url=f"{url}?schema=log",
+            store_url=f"{url}?schema={{app}}",
+        )
+        result = await Campaign(tmp_path, plan, again).run()
+    assert [str(fault) for fault in result.faults] == []
+    assert result.injected == result.survived
+    assert result.injected[SERVER] >= 1
+    assert result.published > 1_000
+    assert result.emitted > 1_000
 
 
 @pytest.mark.parametrize("name", BUGS)

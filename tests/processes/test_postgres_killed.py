@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from tests.postgres import kill, own_server
 from tests.processes.counting import Echoed, Stepped, counting, faults, seen
-from tests.servers import postgres_url
-from tests.services.place import Place
 from tests.services.postgres import Postgres
 
 from everlog import Client, Settings
@@ -31,15 +27,8 @@ PATIENCE_S = 90.0
 
 @pytest.fixture
 def server() -> Generator[tuple[Postgres, str]]:
-    postgres_url()  # where it is missing, so is this one
-    folder = Path(tempfile.mkdtemp(prefix="everlog-test-"))
-    folder.chmod(0o755)  # its user has to get in
-    place = Place(folder)
-    one = Postgres(place)
-    one.up()
-    yield one, f"postgresql://app:{place.secret('postgres')}@127.0.0.1:{place.port('postgres')}/app"
-    one.down()
-    shutil.rmtree(folder)
+    with own_server() as lent:
+        yield lent
 
 
 def start_workers(settings: Settings, folder: Path, count: int) -> subprocess.Popen[bytes]:
@@ -155,17 +144,6 @@ async def test_a_worker_that_is_stopped_past_its_lease_commits_nothing_stale(
                 crew.send_signal(signal.SIGTERM)
         for crew in crews:
             await asyncio.to_thread(crew.wait, 40)
-
-
-def kill(postgres: Postgres) -> None:
-    """Kill -9 the server, and wait until it is gone."""
-    process = postgres.process
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
-    until_s = time.monotonic() + 10
-    while postgres.process is not None:
-        assert time.monotonic() < until_s
-        time.sleep(0.02)
 
 
 def tree(pid: int) -> list[int]:
