@@ -72,6 +72,7 @@ def test_a_url_is_resolved_for_its_app(folder: Path) -> None:
     [
         ("sqlite:.everlog/log.db", "sqlite:.everlog/log.db"),
         ("postgres://me:secret@host/db?password=x", "postgres://host/db"),
+        ("postgres://me:secret@host/db?password=x&schema=log&sslkey=y", "postgres://host/db?schema=log"),
         ("kafka://host:9092", "kafka://host:9092"),
         ("kafka://a:b@c@host", "kafka://host"),
     ],

@@ -183,12 +183,13 @@ def is_missing(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """Return a URL as it may be printed: without what stands between `//` and `@`, and without its query."""
+    """Return a URL as it may be printed: without what stands between `//` and `@`, and of its query only the schema."""
     head, separator, rest = url.partition("//")
     if not separator:
         return url
-    rest, *_ = rest.partition("?")
-    return f"{head}//{rest.rpartition('@')[2]}"
+    rest, _, query = rest.partition("?")
+    schema = next((pair for pair in query.split("&") if pair.startswith("schema=")), "")
+    return f"{head}//{rest.rpartition('@')[2]}{'?' if schema else ''}{schema}"
 
 
 async def open_log(settings: Settings, *, clock: Clock) -> Log:

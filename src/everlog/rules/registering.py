@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from everlog.errors import CommandRefused, StartRefused, SubscriptionMissing
+from everlog.finding import Judgement, Level
 from everlog.store import AppSpec, SubscriptionSpec, passed_by
 
 FIRST_GENERATION = 1
@@ -115,3 +116,12 @@ def check_incarnation(number: int, last: int, live: Collection[int]) -> None:
         raise CommandRefused(f"{len(live)} process(es) work on the store: stop them first")
     if number <= last:
         raise CommandRefused(f"expected an incarnation above {last}, found {number}: nothing was changed")
+
+
+def owner_of(owner: str | None, app: str) -> Judgement:
+    """Say whether a store is the app's."""
+    if owner is None:
+        return Judgement(Level.OK, "no app has used it yet")
+    if owner != app:
+        return Judgement(Level.PROBLEM, f"it belongs to app {owner!r}", "correct the app's name, or --store-url")
+    return Judgement(Level.OK, owner)

@@ -180,6 +180,8 @@ async def connected(place: Place, kind: Kind) -> AsyncGenerator[psycopg.AsyncCon
     """
     try:
         connection = await psycopg.AsyncConnection.connect(place.conninfo, autocommit=True)
+    except psycopg.ProgrammingError as error:  # libpq names the parameter, and not its value
+        raise StartRefused(f"{place.shown}: {' '.join(str(error).split())}: correct the URL") from error
     except psycopg.OperationalError as error:
         said = " ".join(str(error).split())
         if any(words in said for words in _NOT_LET_IN):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from everlog.drivers.postgres import schema
 from everlog.drivers.postgres.place import place_of
+from everlog.logs.postgres.examine import examine_log as examine_log
 from everlog.logs.postgres.log import SCHEMA
 from everlog.logs.postgres.log import open_log as open_log
 from everlog.logs.postgres.tables import LOG

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from everlog.drivers.postgres import schema
 from everlog.drivers.postgres.place import place_of
+from everlog.stores.postgres.examine import examine_store as examine_store
 from everlog.stores.postgres.store import SCHEMA
 from everlog.stores.postgres.store import open_store as open_store
 from everlog.stores.postgres.tables import STORE

@@ -13,6 +13,7 @@ from everlog.drivers.process import Process, is_dead, this_process
 from everlog.drivers.sqlite.examine import Subject, examine
 from everlog.drivers.sqlite.rows import rows_of
 from everlog.finding import Examined, Finding, Judgement, Level
+from everlog.rules.registering import owner_of
 from everlog.stores.sqlite.tables import STORE
 
 
@@ -29,7 +30,7 @@ async def examine_store(url: str, *, app: str, clock: Clock, lease_s: float) -> 
 
     def look(connection: apsw.Connection) -> Examined:
         ((owner, log),) = rows_of(connection, "SELECT app, log FROM meta")
-        findings = [Finding(name, "app", *_owner(owner, app))]
+        findings = [Finding(name, "app", *owner_of(owner, app))]
         findings += [Finding(name, what, *judged) for what, judged in _members(connection, clock.monotonic_s(), lease_s)]
         return Examined(findings, UUID(bytes=log) if log is not None else None)
 
@@ -38,14 +39,6 @@ async def examine_store(url: str, *, app: str, clock: Clock, lease_s: float) -> 
         return Examined([Finding(name, "file", Level.OK, "in memory, and gone with its process")], None)
     missing = f"run {app}, or say where its store is with --store-url"
     return await examine(Subject(name, (Path.cwd() / place).resolve(), STORE, missing), look, clock=clock)
-
-
-def _owner(owner: str | None, app: str) -> Judgement:
-    if owner is None:
-        return Judgement(Level.OK, "no app has used it yet")
-    if owner != app:
-        return Judgement(Level.PROBLEM, f"it belongs to app {owner!r}", "correct the app's name, or --store-url")
-    return Judgement(Level.OK, owner)
 
 
 def _members(connection: apsw.Connection, now_s: float, lease_s: float) -> Sequence[tuple[str, Judgement]]:
